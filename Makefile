@@ -1,0 +1,44 @@
+# Everything a fresh machine needs: `make demo` runs the main job, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo demo-short test test-fast test-ray lint clean help
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
+
+install: $(STAMP)  ## .venv with the package, its tests' needs and pinned versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gimp_ray needs Python 3.11 or newer; say which: make install PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: install    ## small cohort, local Ray, genes -> pre-training -> fine-tuning -> evaluation -> report
+	$(BIN)/gimp demo --out demo
+
+demo-short: install
+	$(BIN)/gimp demo --out demo-short --short
+
+test: install    ## lint, then the fast tests (no Ray), then the tests on a local Ray cluster
+	$(MAKE) lint
+	$(MAKE) test-fast
+	$(MAKE) test-ray
+
+test-fast: install
+	$(BIN)/python -m pytest -m 'not ray'
+
+test-ray: install
+	$(BIN)/python -m pytest -m ray
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:           ## remove what demo and test made, and the environment
+	rm -rf $(VENV) demo demo-short .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,90 @@
+"""The patch aggregator: from the patch embeddings of a window or a bag to CLS_img.
+
+In here: projection, CLS token, pre-norm residual Nystrom layers. Left out, on purpose: TransMIL's PPEG position
+encoding and feed-forward blocks (GiMP, section 2.2 has neither), and the MPM decoder, which is with `GiMP`.
+
+Shape suffixes: B batch, L patches, M masked patches, E patch embedding width, D hidden width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from gimp_ray.models.nystrom import NystromAttention
+
+
+class PatchAggregator(nn.Module):
+    """Linear E -> D, CLS_img in front, `layers` times x + NystromAttention(LayerNorm(x)), LayerNorm of CLS_img.
+
+    GiMP, section 2.2. Any order-preserving window or a whole bag; the result of a sample does not depend on padding.
+
+    Args:
+        in_dim: E, width of the patch embeddings.
+        dim: D, hidden width.
+        heads, dim_head, num_landmarks, pinv_iterations, residual_kernel, dropout: see `NystromAttention`.
+        layers: number of attention layers.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int = 512,
+        heads: int = 8,
+        dim_head: int = 64,
+        num_landmarks: int = 256,
+        pinv_iterations: int = 6,
+        residual_kernel: int = 33,
+        layers: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.in_dim, self.dim = in_dim, dim
+        self.project = nn.Linear(in_dim, dim)
+        self.cls_token = nn.Parameter(torch.randn(dim) * 0.02)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
+        self.attentions = nn.ModuleList(
+            NystromAttention(dim, heads, dim_head, num_landmarks, pinv_iterations, residual_kernel, dropout)
+            for _ in range(layers)
+        )
+        self.cls_norm = nn.LayerNorm(dim)
+
+    def forward(
+        self,
+        x_BLE: Tensor,
+        valid: Tensor | None = None,
+        masked: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Aggregate.
+
+        Args:
+            x_BLE: (B, L, E), any float type; half-precision storage is cast to the weights' type, or left to autocast.
+            valid: (B, L) bool, True = real patch; None = all.
+            masked: (B, M) int64, positions whose projected token is replaced by `mask_token` (MPM, section 2.3).
+            mask_token: (D,), needed with `masked`.
+
+        Returns:
+            CLS_img (B, D), and the patch tokens (B, L, D) after the last layer, before any final norm.
+
+        Raises:
+            ValueError: wrong width, or `masked` without `mask_token`.
+        """
+        if x_BLE.shape[-1] != self.in_dim:
+            raise ValueError(f"patch embeddings are {x_BLE.shape[-1]} wide, the aggregator was built for {self.in_dim}")
+        if masked is not None and mask_token is None:
+            raise ValueError("masked positions were given without a mask_token")
+        if valid is not None:
+            # Padding may hold anything; even times zero, a NaN would reach the projection's gradient.
+            x_BLE = x_BLE.masked_fill(~valid[..., None], 0.0)
+        if not torch.is_autocast_enabled(x_BLE.device.type):
+            x_BLE = x_BLE.to(self.project.weight.dtype)
+        x_BLD = self.project(x_BLE)
+        if masked is not None and mask_token is not None:
+            index_BMD = masked[..., None].expand(-1, -1, self.dim)
+            x_BLD = x_BLD.scatter(1, index_BMD, mask_token.to(x_BLD.dtype).expand_as(index_BMD))
+
+        B = x_BLD.shape[0]
+        x_BND = torch.cat([self.cls_token.to(x_BLD.dtype).expand(B, 1, -1), x_BLD], dim=1)
+        mask_BN = None if valid is None else torch.cat([valid.new_ones(B, 1), valid], dim=1)
+        for norm, attention in zip(self.norms, self.attentions, strict=True):
+            x_BND = x_BND + attention(norm(x_BND), mask_BN)
+        return self.cls_norm(x_BND[:, 0]), x_BND[:, 1:]

@@ -1,0 +1,216 @@
+"""Nystrom self-attention whose result for one sample does not depend on its neighbours in the batch.
+
+In here: segment-mean landmarks, the iterative pseudo-inverse, the attention module. Left out: return of attention maps,
+attention dropout (TransMIL has none; `dropout` is on the output), and any position encoding but the value convolution.
+
+Shape suffixes: B batch, N tokens, D width, H heads, K width of a head, M landmarks, S token slots of a landmark.
+
+Where this differs from the package `nystrom-attention` (one sample without padding, `pinv_scale="batch"`: it does not):
+
+- The first guess of the pseudo-inverse is scaled by each matrix's own norms, not by a maximum over batch and heads.
+- The product is associated as attn1 @ (pinv @ (attn3 @ v)): two scaled-dot-product attentions, no N x M matrix kept.
+- Landmarks are means over real tokens alone. The package pads in front with zeros, and counts and attends to them
+  unless told otherwise. Its segments are kept (length ceil(n / M), the incomplete one first), but n is each sample's
+  own number of real tokens, so the amount of padding never moves a token into another segment.
+- A landmark without tokens has zero rows and columns, so the others have the pseudo-inverse they would have without it.
+"""
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PinvScale = Literal["matrix", "batch"]
+
+
+def iterative_pinv(x: Tensor, iterations: int = 6, scale: PinvScale = "matrix") -> Tensor:
+    """Moore-Penrose inverse by the third-order Newton-Schulz iteration (Nystromformer, Xiong et al. 2021, Eq. 11).
+
+    Args:
+        x: (..., M, M), non-negative rows that sum to at most 1. Rows and columns of zeros stay zeros.
+        iterations: number of refinements; 6 is the published choice.
+        scale: "matrix" bounds the first guess by each matrix's own norms; "batch" by the largest over all matrices
+            given, which is what the package does and couples samples: for comparison with it only.
+
+    Returns:
+        (..., M, M).
+    """
+    row_sums, column_sums = x.abs().sum(dim=-1), x.abs().sum(dim=-2)
+    if scale == "matrix":
+        bound = row_sums.amax(dim=-1) * column_sums.amax(dim=-1)
+        bound = bound[..., None, None]
+    else:
+        bound = row_sums.max() * column_sums.max()
+    z = x.transpose(-1, -2) / bound.clamp_min(1e-6)  # only a matrix of zeros reaches the clamp
+    eye = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
+    for _ in range(iterations):
+        xz = x @ z
+        z = 0.25 * z @ (13 * eye - xz @ (15 * eye - xz @ (7 * eye - xz)))
+    return z
+
+
+def segment_means(x_BND: Tensor, num_landmarks: int) -> Tensor:
+    """Means over contiguous segments of ceil(N / M) tokens, the incomplete segment first.
+
+    Returns:
+        (B, M', D) with M' <= num_landmarks: only landmarks that have tokens (M' = N when N <= num_landmarks).
+    """
+    B, N, D = x_BND.shape
+    length = -(-N // num_landmarks)
+    missing = length * num_landmarks - N
+    lead = missing % length  # the rest of `missing` is whole segments without tokens: not made at all
+    x_BMSD = F.pad(x_BND, (0, 0, lead, 0)).view(B, -1, length, D)
+    sums_BMD = x_BMSD.sum(dim=2)
+    counts_M = torch.full((sums_BMD.shape[1],), length, device=x_BND.device, dtype=sums_BMD.dtype)
+    counts_M[0] -= lead
+    return sums_BMD / counts_M[:, None]
+
+
+def masked_segment_means(x_BND: Tensor, mask_BN: Tensor, num_landmarks: int) -> tuple[Tensor, Tensor]:
+    """`segment_means` of each sample's real tokens, for any mask.
+
+    Tokens are gathered by rank among the real ones, so each is read once and the sum is deterministic on a GPU too.
+
+    Returns:
+        means (B, M', D) with M' = min(num_landmarks, N), zeros where a landmark has no tokens;
+        has_tokens (B, M') bool.
+    """
+    B, N, D = x_BND.shape
+    M = min(num_landmarks, N)  # a sample of n <= M tokens has one landmark a token, whatever M is
+    S = -(-N // M)
+    count_B = mask_BN.sum(dim=1)
+    length_B = (count_B + M - 1) // M
+    missing_B = length_B * M - count_B
+    slot_S = torch.arange(S, device=x_BND.device)
+    landmark_M = torch.arange(M, device=x_BND.device)
+    rank_BMS = landmark_M[:, None] * length_B[:, None, None] + slot_S - missing_B[:, None, None]
+    real_BMS = (slot_S < length_B[:, None, None]) & (rank_BMS >= 0)
+    position_BN = torch.argsort((~mask_BN).to(torch.uint8), dim=1, stable=True)  # real tokens first, in their order
+    rank_BT = rank_BMS.clamp(0, N - 1).view(B, M * S)
+    token_BT = position_BN.gather(1, rank_BT)
+    x_BMSD = x_BND.gather(1, token_BT[..., None].expand(-1, -1, D)).view(B, M, S, D)
+    sums_BMD = x_BMSD.masked_fill(~real_BMS[..., None], 0.0).sum(dim=2)
+    counts_BM = real_BMS.sum(dim=2)
+    return sums_BMD / counts_BM.clamp_min(1)[..., None], counts_BM > 0
+
+
+class NystromAttention(nn.Module):
+    """Nystrom multi-head self-attention with a depthwise convolution of the values (GiMP, section 2.2, Eq. 1-2).
+
+    Parameter names and shapes are those of `nystrom_attention.NystromAttention`, so state dicts load both ways.
+
+    Args:
+        dim: token width D.
+        heads, dim_head: number of heads and width of each.
+        num_landmarks: M, the landmarks a sequence is summarised by. A shorter sequence has one a token.
+        pinv_iterations: refinements of the pseudo-inverse.
+        residual_kernel: length of the depthwise value convolution, odd; 0 leaves it out.
+        dropout: on the output.
+        pinv_scale: see `iterative_pinv`; leave it.
+
+    Raises:
+        ValueError: a size below 1, an even `residual_kernel`, an unknown `pinv_scale`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 8,
+        dim_head: int = 64,
+        num_landmarks: int = 256,
+        pinv_iterations: int = 6,
+        residual_kernel: int = 33,
+        dropout: float = 0.0,
+        pinv_scale: PinvScale = "matrix",
+    ) -> None:
+        super().__init__()
+        if min(dim, heads, dim_head, num_landmarks) < 1:
+            raise ValueError(
+                f"dim, heads, dim_head, num_landmarks must be >= 1: {dim=} {heads=} {dim_head=} {num_landmarks=}"
+            )
+        if residual_kernel and residual_kernel % 2 == 0:
+            raise ValueError(f"residual_kernel must be odd, or 0 for none: found {residual_kernel}")
+        if pinv_scale not in get_args(PinvScale):
+            raise ValueError(f"pinv_scale must be one of {get_args(PinvScale)}: found {pinv_scale!r}")
+        self.heads, self.dim_head, self.num_landmarks = heads, dim_head, num_landmarks
+        self.pinv_iterations, self.pinv_scale = pinv_iterations, pinv_scale
+        inner = heads * dim_head
+        self.to_qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, dim), nn.Dropout(dropout))
+        self.res_conv: nn.Conv2d | None = None
+        if residual_kernel:
+            kernel, padding = (residual_kernel, 1), (residual_kernel // 2, 0)
+            self.res_conv = nn.Conv2d(heads, heads, kernel, padding=padding, groups=heads, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            x: (B, N, D), N >= 1.
+            mask: (B, N) bool, True = real token; None = all are real (faster). What stands at the others is never read.
+
+        Returns:
+            (B, N, D); zeros where `mask` is False. A sample without any real token gives zeros.
+
+        Raises:
+            ValueError: no tokens, or a mask of another shape or type.
+        """
+        B, N, _ = x.shape
+        if N == 0:
+            raise ValueError("attention over 0 tokens: x must be (B, N, D) with N >= 1")
+        if mask is not None:
+            if mask.shape != (B, N) or mask.dtype != torch.bool:
+                raise ValueError(f"mask must be ({B}, {N}) bool: found {tuple(mask.shape)} {mask.dtype}")
+            # There is no bias before q, k and v: zero tokens have zero queries, keys and values.
+            x = x.masked_fill(~mask[..., None], 0.0)
+        q_BHNK, k_BHNK, v_BHNK = self._split(self.to_qkv(x), parts=3)
+        q_land_BHMK, k_land_BHMK, landmark_BM = self._landmarks(x, mask)
+
+        # What SDPA may look at. A sample without a real token looks everywhere: its values are zeros, no row is NaN.
+        see_token = see_landmark = None
+        if mask is not None and landmark_BM is not None:
+            empty_B1 = ~mask.any(dim=1, keepdim=True)
+            see_token = (mask | empty_B1)[:, None, None, :]
+            see_landmark = (landmark_BM | empty_B1)[:, None, None, :]
+
+        summary_BHMK = F.scaled_dot_product_attention(q_land_BHMK, k_BHNK, v_BHNK, attn_mask=see_token)
+        w_BHMK = self._invert(q_land_BHMK, k_land_BHMK, summary_BHMK, landmark_BM)
+        out_BHNK = F.scaled_dot_product_attention(q_BHNK, k_land_BHMK, w_BHMK, attn_mask=see_landmark)
+        if self.res_conv is not None:
+            out_BHNK = out_BHNK + self.res_conv(v_BHNK)
+        out_BND = self.to_out(out_BHNK.transpose(1, 2).reshape(B, N, -1))
+        return out_BND if mask is None else out_BND.masked_fill(~mask[..., None], 0.0)
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, N, parts*H*K) -> parts x (B, H, N, K)."""
+        B, N, _ = x.shape
+        return x.view(B, N, parts, self.heads, self.dim_head).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _landmarks(self, x_BND: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Landmark queries and keys (B, H, M, K), and which landmarks have tokens (None = all).
+
+        The projection is linear, so the mean of the queries is the query of the mean token: fewer bytes to average.
+        """
+        landmark_BM = None
+        if mask_BN is None:
+            mean_BMD = segment_means(x_BND, self.num_landmarks)
+        else:
+            mean_BMD, landmark_BM = masked_segment_means(x_BND, mask_BN, self.num_landmarks)
+        qk_weight = self.to_qkv.weight[: 2 * self.heads * self.dim_head]
+        q_BHMK, k_BHMK = self._split(F.linear(mean_BMD, qk_weight), parts=2)
+        return q_BHMK, k_BHMK, landmark_BM
+
+    def _invert(self, q_BHMK: Tensor, k_BHMK: Tensor, summary_BHMK: Tensor, landmark_BM: Tensor | None) -> Tensor:
+        """pinv(softmax(q k^T)) @ summary, in at least float32: the iteration does not survive half precision."""
+        dtype = torch.promote_types(q_BHMK.dtype, torch.float32)
+        with torch.autocast(q_BHMK.device.type, enabled=False):
+            scores = (q_BHMK.to(dtype) * self.dim_head**-0.5) @ k_BHMK.to(dtype).transpose(-1, -2)
+            if landmark_BM is None:
+                kernel = scores.softmax(dim=-1)
+            else:
+                dead_column = ~landmark_BM[:, None, None, :]
+                scores = scores.masked_fill(dead_column, torch.finfo(dtype).min)
+                kernel = scores.softmax(dim=-1).masked_fill(dead_column | ~landmark_BM[:, None, :, None], 0.0)
+            inverse = iterative_pinv(kernel, self.pinv_iterations, self.pinv_scale)
+            return (inverse @ summary_BHMK.to(dtype)).to(summary_BHMK.dtype)

@@ -1,0 +1,38 @@
+"""Masked patch modelling: L1 between the masked patches and their reconstruction (GiMP, section 2.3, Eq. 3).
+
+Shape suffixes: B batch, M masked patches, E patch embedding width.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def masked_patch_loss(prediction_BME: Tensor, target_BME: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+    """Eq. 3 over the masked positions, which are all that is given to it. Computed in float32, under autocast too.
+
+    Args:
+        prediction_BME: (B, M, E) reconstruction.
+        target_BME: (B, M, E) the original embeddings at the same positions.
+        reduction: "mean" over masked elements (a loss that does not grow with L, ratio and E); "sum" is the literal
+            equation, the sum over the masked patches of a window, averaged over the windows so that a batch split over
+            workers has the loss of the whole.
+
+    Returns:
+        scalar.
+
+    Raises:
+        ValueError: shapes differ, nothing is masked, unknown reduction.
+    """
+    if prediction_BME.shape != target_BME.shape:
+        raise ValueError(f"shapes differ: {tuple(prediction_BME.shape)} and {tuple(target_BME.shape)}")
+    if target_BME.numel() == 0:
+        raise ValueError("no masked patches: the loss of nothing is not defined")
+    dtype = torch.promote_types(prediction_BME.dtype, torch.float32)
+    error_BME = (prediction_BME.to(dtype) - target_BME.to(dtype)).abs()
+    if reduction == "mean":
+        return error_BME.mean()
+    if reduction == "sum":
+        return error_BME.sum() / error_BME.shape[0]
+    raise ValueError(f"reduction must be 'mean' or 'sum': found {reduction!r}")

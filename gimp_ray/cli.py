@@ -1,0 +1,296 @@
+"""The command `gimp`: one verb a step, each with `--config FILE.yaml` and overrides by a key's dotted name.
+
+Verbs only gather options and print; what they do is in `pipeline`, `cohort` and `doctor`. A refusal is printed with its reason and its
+fix, and ends with exit code 2; failed checks end with 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from gimp_ray import __version__
+from gimp_ray.config import StageTrainConfig, describe_keys, load_config, read_yaml
+from gimp_ray.errors import ConfigError, GimpError
+
+Options = TypeVar("Options")
+Command = Callable[..., None]
+ANY_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
+KEYS_NOTE = "Any config key can be given by its dotted name, such as --train.lr 3e-4; `gimp keys` lists them all."
+
+
+class _Group(click.Group):
+    """Prints refusals instead of tracebacks."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GimpError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Gene-induced multimodal pre-training (GiMP) of whole-slide images and RNA-seq on Ray.
+
+    \b
+    A first run:
+      gimp synth --out cohort --cases 24 --median_patches 500
+      gimp ingest --patches cohort/patches --genes cohort/genes.tsv --cases cohort/cases.csv --out store
+      gimp run --store store --run runs/first --train.epochs 5 --window.length 512
+    """
+
+
+@main.command(context_settings=ANY_KEYS)
+@click.option("--patches", type=click.Path(path_type=Path), help="Folder of patch embeddings: CLAM or TRIDENT .h5, CLAM .pt.")
+@click.option("--genes", type=click.Path(path_type=Path), help="Gene matrix: CSV, TSV (.gz), Parquet or HDF5.")
+@click.option("--cases", type=click.Path(path_type=Path), help="Case table: case_id, slide_id, label and any further columns.")
+@click.option("--out", type=click.Path(path_type=Path), help="The store to make.")
+@click.option("--splits", type=click.Path(path_type=Path), help="Split table: case_id, part and, optionally, scheme and fold.")
+@click.option("--strict", is_flag=True, default=None, help="Whatever would be left out is an error.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
+@click.pass_context
+def ingest(ctx: click.Context, config: Path | None, **given: Any) -> None:
+    """Make a cohort store of patch embeddings, a gene matrix and a case table.
+
+    Every case, slide and file is accounted for, as kept or as left out with its reason. Further options: workers, compression,
+    gene_orientation, gene_unit, folds, split_seed, progress.
+
+    \b
+    Example:
+      gimp ingest --patches FEATURES --genes fpkm.tsv --cases cases.csv --out store --gene-unit FPKM --strict
+    """
+    from gimp_ray.cohort import IngestOptions, ingest_cohort
+
+    tree = (read_yaml(config) if config else {}) | {k: v for k, v in given.items() if v is not None} | _plain(_overrides(ctx.args))
+    places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits")}
+    for name in ("cases", "out"):
+        if places[name] is None:
+            raise ConfigError(f"--{name} was not given", expected=f"--{name} PATH", found="nothing", fix="see `gimp ingest --help`")
+    paths = {name: None if value is None else Path(value) for name, value in places.items()}
+    report = ingest_cohort(**paths, options=_options(IngestOptions, tree, config))  # type: ignore[arg-type]
+    click.echo(str(report))
+
+
+@main.command()
+@click.argument("store")
+@click.option("--deep", is_flag=True, help="Also hash and scan every embedding.")
+def check(store: str, deep: bool) -> None:
+    """Check a store: schemas, counts, hashes, splits, orphan files. Exit code 1 where something is wrong.
+
+    \b
+    Example:
+      gimp check store --deep
+    """
+    from gimp_ray.cohort import check_store
+
+    report = check_store(store, deep=deep)
+    click.echo(str(report))
+    if not report.ok:
+        sys.exit(1)
+
+
+@main.command(context_settings=ANY_KEYS)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the source files to.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
+@click.pass_context
+def synth(ctx: click.Context, out: Path, config: Path | None) -> None:
+    """Write a synthetic cohort as the source files of other tools (CLAM .h5, gene matrix, case table).
+
+    --cases N, --classes '[LUAD, LUSC]', --dim D, --genes N or a file of real expression, --tile-bank FILE of real tile embeddings,
+    --median_patches, --min_patches, --max_patches, --tumour_fraction, --signal, --seed and the other fields of SynthOptions.
+
+    \b
+    Example:
+      gimp synth --out cohort --cases 40 --median_patches 2000
+    """
+    from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
+
+    tree = (read_yaml(config) if config else {}) | _plain(_overrides(ctx.args))
+    if not str(tree.get("genes", "0")).isdigit():
+        tree["genes_file"] = tree.pop("genes")
+    result = write_synthetic_cohort(out, _options(SynthOptions, tree, config))
+    click.echo(f"wrote {result.n_cases} cases, {result.n_slides} slides, {result.n_patches} patches of width {result.dim}, {result.n_genes} genes")
+    splits = f" --splits {result.splits}" if result.splits else ""
+    click.echo(
+        f"next: gimp ingest --patches {result.patches} --genes {result.genes} --cases {result.cases}{splits}"
+        f" --gene-unit '{result.gene_unit}' --out STORE"
+    )
+
+
+def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> None:
+    """Add a verb that works on a run folder; `stage` is where its `--train.*` options go."""
+
+    @main.command(name, context_settings=ANY_KEYS, help=f"{about}\n\n{KEYS_NOTE}\n\n\b\nExample:\n  {example}")
+    @click.option("--store", help="The cohort store.")
+    @click.option("--run", "run_dir", help="The run folder; an existing one is continued.")
+    @click.option("--config", type=click.Path(path_type=Path), help="YAML with config keys.")
+    @click.pass_context
+    def verb(ctx: click.Context, store: str | None, run_dir: str | None, config: Path | None) -> None:
+        from gimp_ray import pipeline
+
+        overrides = _overrides(ctx.args)
+        if stage is not None:
+            overrides = {_for_stage(key, stage): value for key, value in overrides.items()}
+        if store is not None:
+            overrides["store"] = store
+        where = run_dir or (load_config(config).run if config else None)
+        resolved = (
+            pipeline.load_run_config(Path(where), overrides, config) if where is not None else load_config(config, overrides)
+        )
+        work = {
+            "pretrain-genes": pipeline.pretrain_genes,
+            "pretrain": pipeline.pretrain,
+            "finetune": pipeline.finetune,
+            "evaluate": pipeline.evaluate,
+            "run": pipeline.run_all,
+        }[name]
+        run = work(resolved)
+        summary = run.path / "summary.md"
+        click.echo(f"{name}: done, see {summary if summary.exists() else run.path}")
+
+
+_run_verb(
+    "pretrain-genes",
+    "Train the gene encoder on genes and labels of the training split.",
+    "gimp pretrain-genes --store store --run runs/a --train.epochs 40",
+    "genes",
+)
+_run_verb(
+    "pretrain",
+    "Pre-train GiMP: masked patch modelling and gene-induced triplets. Trains the gene encoder first where none is given "
+    "(--genes.checkpoint FILE).",
+    "gimp pretrain --store store --run runs/a --train.workers 2 --window.length 6000 --mask.ratio 0.5",
+)
+_run_verb(
+    "finetune",
+    "Fine-tune a pre-trained run on whole bags; the best epoch on validation is kept.",
+    "gimp finetune --run runs/a --train.epochs 70",
+    "finetune",
+)
+_run_verb("evaluate", "Evaluate a fine-tuned run: predictions, intervals, reference rows, figures.", "gimp evaluate --run runs/a")
+_run_verb("run", "All stages in order from one config, then evaluation and report.", "gimp run --config run.yaml --run runs/a")
+
+
+@main.command(context_settings=ANY_KEYS)
+@click.option("--run", "run_dir", type=click.Path(path_type=Path), required=True, help="A run folder with a trained model.")
+@click.option("--model", type=click.Path(path_type=Path), help="A model file; the run's fine-tuned, else pre-trained one by default.")
+@click.option("--store", help="The store to embed; the run's own by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="Parquet file to write; RUN/embeddings.parquet by default.")
+@click.pass_context
+def embed(ctx: click.Context, run_dir: Path, model: Path | None, store: str | None, out: Path | None) -> None:
+    """Write CLS_pat of every case of a store, from whole bags, as Parquet keyed by case.
+
+    \b
+    Example:
+      gimp embed --run runs/a --store other-store --out other.parquet
+    """
+    from gimp_ray import pipeline
+    from gimp_ray.run_folder import RunFolder
+
+    overrides = _overrides(ctx.args) | ({"store": store} if store else {})
+    config = pipeline.load_run_config(run_dir, overrides)
+    run = RunFolder(run_dir)
+    file = model or run.model_file("finetune" if run.stage_done("finetune") else "pretrain")
+    click.echo(f"wrote {pipeline.embed(config, file, out or run_dir / 'embeddings.parquet')}")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for the cohort, the store and the run.")
+@click.option("--short", is_flag=True, help="A smaller cohort and fewer epochs: does everything, proves nothing about quality.")
+def demo(out: Path, short: bool) -> None:
+    """The whole pipeline on a small synthetic cohort, on a local Ray.
+
+    \b
+    Example:
+      gimp demo --out demo
+    """
+    from gimp_ray.demo import run_demo
+
+    run = run_demo(out, short)
+    click.echo((run.path / "summary.md").read_text())
+    click.echo(f"the run folder: {run.path}")
+
+
+@main.command()
+@click.option("--store", help="A store to open as well.")
+@click.option("--address", help="A Ray cluster to ask for its resources.")
+def doctor(store: str | None, address: str | None) -> None:
+    """Is this machine, or cluster, fit? Each check says PASS, WARN or FAIL and what to do. Exit code 1 where one fails.
+
+    \b
+    Example:
+      gimp doctor --store store
+    """
+    from gimp_ray.doctor import format_checks, run_checks
+
+    checks = run_checks(store=store, address=address)
+    click.echo(format_checks(checks))
+    if any(one.status == "FAIL" for one in checks):
+        sys.exit(1)
+
+
+@main.command()
+def keys() -> None:
+    """List every config key with its default and its meaning.
+
+    \b
+    Example:
+      gimp keys | grep window
+    """
+    for key, default, meaning in describe_keys():
+        click.echo(f"{key:32} {default:14} {meaning}")
+
+
+def _overrides(arguments: list[str]) -> dict[str, str]:
+    """`["--train.lr", "3e-4", "--a=b"]` -> `{"train.lr": "3e-4", "a": "b"}`."""
+    found: dict[str, str] = {}
+    rest = iter(arguments)
+    for token in rest:
+        if not token.startswith("--"):
+            raise ConfigError(f"'{token}' is not an option", expected="--key value", fix="see --help")
+        key, equals, value = token[2:].partition("=")
+        if not equals:
+            value = next(rest, "")
+            if value == "":
+                raise ConfigError(f"--{key} has no value", expected=f"--{key} VALUE", found="nothing")
+        found[key] = value
+    return found
+
+
+def _plain(overrides: dict[str, str]) -> dict[str, Any]:
+    """Overrides of a flat set of options: dashes are underscores, values are YAML scalars."""
+    return {key.replace("-", "_"): yaml.safe_load(value) for key, value in overrides.items()}
+
+
+def _for_stage(key: str, stage: str) -> str:
+    """In a verb of one stage `--train.epochs` means that stage's epochs."""
+    name = key.removeprefix("train.")
+    return f"{stage}.{key}" if key != name and name in StageTrainConfig.model_fields else key
+
+
+def _options(kind: type[Options], tree: dict[str, Any], file: Path | None) -> Options:
+    """A dataclass of options from plain data; unknown names and impossible values are refused."""
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for key in tree:
+        if key not in names:
+            raise ConfigError(f"unknown option '{key}'", file=file, expected="one of " + ", ".join(names), fix="correct its name")
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"impossible value for option '{key}'", file=file, expected=first["msg"], found=repr(first["input"])) from None
+
+
+if __name__ == "__main__":
+    main()

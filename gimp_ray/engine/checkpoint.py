@@ -1,0 +1,77 @@
+"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
+
+A checkpoint holds the model, the optimiser's moments, the position in the plan, running averages and the best validation score.
+There is no random state in it: every step seeds its draws from (seed, step, rank). Nothing here ever runs a pickle.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gimp_ray.errors import GimpError
+from gimp_ray.run_folder import read_json, whole_folder, write_json
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+
+
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
+    """Write `folder/step-NNNNNNNN` and remove all but the newest `keep`."""
+    target = folder / f"step-{step:08d}"
+    tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    tensors |= _optimizer_tensors(optimizer)
+    with whole_folder(target) as aside:
+        save_file(tensors, aside / "state.safetensors")
+        write_json(aside / "state.json", {"format": FORMAT, "step": step, **state})
+    for old in checkpoint_folders(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Checkpoints of a stage, oldest first."""
+    return sorted(folder.glob("step-????????")) if folder.is_dir() else []
+
+
+def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its state; a damaged one is set aside under another name and said."""
+    for path in reversed(checkpoint_folders(folder)):
+        try:
+            state = read_json(path / "state.json")
+            with safe_open(path / "state.safetensors", framework="pt"):
+                pass
+            if state["format"] != FORMAT:
+                raise GimpError("the checkpoint is of another format", file=path, expected=str(FORMAT), found=str(state["format"]))
+            return path, state
+        except (OSError, KeyError, SafetensorError, GimpError) as error:
+            log.warning("checkpoint %s is damaged and set aside: %s", path, error)
+            path.rename(path.with_name(f"damaged-{path.name}"))
+    return None
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's tensors into the model and the optimiser."""
+    tensors = load_file(path / "state.safetensors")
+    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, number, key = name.split(".", 2)
+            moments.setdefault(int(number), {})[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"optimizer.{number}.{key}": value.detach().cpu().contiguous()
+        for number, moments in optimizer.state_dict()["state"].items()
+        for key, value in moments.items()
+    }

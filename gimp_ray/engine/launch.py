@@ -1,0 +1,241 @@
+"""Running stages on Ray Train: one worker group goes through all the stages of a run, one after another.
+
+A worker group costs 20 to 40 s to start, so a run asks for one only once. Every stage's dataset is a callable, made anew at each
+(re)start of the group, so it begins at the stage's last checkpoint. Checkpoints and logs are ours, in the run folder; Ray's own
+bookkeeping of an attempt stays under `RUN/ray`. With 0 workers the same stages run in this process, without Ray.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gimp_ray.engine.loop import Report, Saving, find_start, gather_records, train
+from gimp_ray.engine.protocol import CohortWork, TrainTask, World
+from gimp_ray.errors import GimpError
+from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
+from gimp_ray.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing for the workers to do: train a task, or do some work over the cohort.
+
+    Attributes:
+        name: the stage's name.
+        factory: importable function that makes the `TrainTask` or `CohortWork`.
+        arguments: its JSON-like keyword arguments.
+        trains: whether it makes a `TrainTask`.
+    """
+
+    name: str
+    factory: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    trains: bool = True
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What the workers are, and how batches reach them."""
+
+    count: int = 1
+    use_gpu: bool | None = None
+    cpus: float = 1
+    threads: int = 0
+    max_failures: int = 3
+    read_in: str = "worker"
+    ahead: int = 2
+    address: str | None = None
+    num_cpus: int | None = None
+    saving: Saving = field(default_factory=Saving)
+
+
+def run_jobs(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool = False) -> str:
+    """Do the jobs in order on `workers.count` Ray Train workers, or in this process for 0.
+
+    Returns:
+        `done`, or `stopped` where a stage's `stop_after` ended the run.
+
+    Raises:
+        GimpError: a job refused its input or could not go on.
+    """
+    if not jobs:
+        return "done"
+    if workers.count == 0:
+        return _run_here(jobs, run, workers)
+    return _run_on_ray(jobs, run, workers, report_epochs)
+
+
+def _run_here(jobs: list[Job], run: RunFolder, workers: Workers) -> str:
+    use_gpu = torch.cuda.is_available() if workers.use_gpu is None else workers.use_gpu
+    world = World(device=torch.device("cuda" if use_gpu else "cpu"))
+    if workers.threads:
+        torch.set_num_threads(workers.threads)
+
+    def make_batches(job: Job, task: TrainTask) -> Callable[[int], Any]:
+        return lambda start: direct_batches(task, start, world.rank, world.size, workers.ahead)
+
+    return _go_through(jobs, run, workers.saving, world, make_batches, None)
+
+
+def _go_through(
+    jobs: list[Job],
+    run: RunFolder,
+    saving: Saving,
+    world: World,
+    make_batches: Callable[[Job, TrainTask], Callable[[int], Any]],
+    report: Report | None,
+) -> str:
+    """What every rank does: each job in turn, those already done skipped."""
+    for job in jobs:
+        if job.trains and run.stage_done(job.name):
+            continue
+        started = time.time()
+        made = job.factory(**job.arguments)
+        if job.trains:
+            if train(made, world, run, saving, make_batches(job, made), report) == "stopped":
+                return "stopped"
+        else:
+            _do_work(made, world)
+        if world.rank == 0:
+            _note_stage(run, job.name, time.time() - started)
+    return "done"
+
+
+def _do_work(work: CohortWork, world: World) -> None:
+    records = gather_records(work.run(world), world)
+    if world.rank == 0:
+        work.write(records)
+
+
+def _note_stage(run: RunFolder, name: str, seconds: float) -> None:
+    def change(record: dict[str, Any]) -> None:
+        stage = record.setdefault("stages", {}).setdefault(name, {"seconds": 0.0})
+        stage["seconds"] = round(stage["seconds"] + seconds, 1)
+        stage["status"] = "done"
+
+    run.update(change)
+
+
+def _run_on_ray(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> str:
+    start_ray(workers)
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    # Ray's own state of an attempt must never decide where the next one begins, so each has its own name
+    storage = (run.path / "ray").resolve()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "jobs": jobs,
+            "run": str(run.path.resolve()),
+            "saving": asdict(workers.saving),
+            "threads": workers.threads,
+            "ahead": workers.ahead,
+            "report_epochs": report_epochs,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers.count, use_gpu=_use_gpu(workers), resources_per_worker=_resources(workers)
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=str(storage),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
+        ),
+        datasets={
+            job.name: functools.partial(_dataset, job, str(run.path.resolve()), workers.count, workers.read_in)
+            for job in jobs
+            if job.trains
+        },
+        dataset_config=_in_order(),
+    )
+    try:
+        return str(trainer.fit().return_value)
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from error
+
+
+def start_ray(workers: Workers) -> None:
+    """Connect to the cluster, or start a local one with CPUs to spare for Ray Data."""
+    # before Ray is imported: short polls, since a report waits for one, and no wait for capacity that is gone
+    for name, value in {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        return
+    address = workers.address or os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=True)
+        return
+    needed = int(workers.count * workers.cpus) + 3
+    ray.init(num_cpus=workers.num_cpus or max(os.cpu_count() or 1, needed), include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+
+
+def _use_gpu(workers: Workers) -> bool:
+    import ray
+
+    return workers.use_gpu if workers.use_gpu is not None else ray.cluster_resources().get("GPU", 0) >= workers.count
+
+
+def _resources(workers: Workers) -> dict[str, float]:
+    return {"CPU": workers.cpus} | ({"GPU": 1} if _use_gpu(workers) else {})
+
+
+def _in_order() -> Any:
+    """Rows reach ranks in the plan's order: row i goes to rank i mod n."""
+    import ray.data
+    import ray.train
+
+    return ray.train.DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+
+
+def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
+    """A stage's dataset from its last checkpoint on; Ray calls this at every start of the worker group."""
+    task = job.factory(**job.arguments)
+    start = 0 if RunFolder(run).stage_done(job.name) else find_start(task, RunFolder(run), world_size).step
+    return plan_dataset(job.factory, job.arguments, start, world_size, read_in)  # type: ignore[arg-type]
+
+
+def _worker(config: dict[str, Any]) -> str:
+    """What Ray Train runs on every rank."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    torch.set_num_threads(config["threads"] or cores)
+
+    def make_batches(job: Job, task: TrainTask) -> Callable[[int], Any]:
+        shard = ray.train.get_dataset_shard(job.name)
+        return lambda start: shard_batches(shard, task, start, world.rank, world.size, config["ahead"])
+
+    report = ray.train.report if config["report_epochs"] else None
+    return _go_through(config["jobs"], RunFolder(Path(config["run"])), Saving(**config["saving"]), world, make_batches, report)
+
+
+def _cause(error: Exception) -> GimpError:
+    """The refusal a worker raised, or Ray's own words."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        found: BaseException | None = failure
+        while found is not None:
+            if isinstance(found, GimpError):
+                return found
+            found = getattr(found, "cause", None) or found.__cause__
+    return GimpError("training failed on the cluster", found=str(error).strip().splitlines()[-1] if str(error).strip() else repr(error))

@@ -1,0 +1,307 @@
+"""The training loop: one stage of a run on one rank, from its last checkpoint to its final model. No Ray in here.
+
+Everything random in a step is seeded from (seed, step, rank), the learning rate is a function of the step and batches come from a pure
+plan, so a run that was stopped and one that was not go through the same states. A step counts mini-batches of a rank over all epochs;
+an optimiser step takes `accumulate` of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from gimp_ray.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from gimp_ray.engine.log import Meter, MetricsLog
+from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
+from gimp_ray.errors import GimpError
+from gimp_ray.feed.plan import Row
+from gimp_ray.feed.windows import Arrays
+from gimp_ray.run_folder import RunFolder, write_json
+from gimp_ray.weights import load_weights, save_weights
+
+Batches = Callable[[int], Iterator[tuple[Row, Arrays]]]
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written: every so many optimiser steps, every so many epochs, the newest `keep` kept."""
+
+    every_steps: int | None = None
+    every_epochs: int = 1
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a stage goes on: the step, and the checkpoint it comes from."""
+
+    step: int = 0
+    path: Path | None = None
+    state: dict[str, Any] | None = None
+
+
+class _Stage:
+    """What the loop carries from step to step on one rank."""
+
+    def __init__(self, task: TrainTask, world: World, run: RunFolder, saving: Saving) -> None:
+        self.task, self.world, self.run, self.saving = task, world, run, saving
+        self.settings = task.settings
+        self.steps_per_epoch = task.steps_per_epoch(world.size)
+        self.model = task.build(world.device)
+        self.optimizer = _adamw(self.model, self.settings)
+        self.start = find_start(task, run, world.size)
+        state = self.start.state or {}
+        if self.start.path is not None:
+            load_checkpoint(self.start.path, self.model, self.optimizer)
+        self.wrapped = _distribute(self.model, world)
+        self.since_log = Meter(*state.get("since_log", ({}, 0)))
+        self.since_epoch = Meter(*state.get("since_epoch", ({}, 0)))
+        self.best: list[float] | None = state.get("best")
+        self.best_epoch: int | None = state.get("best_epoch")
+        self.log = MetricsLog(run.stage(task.name), task.name, self.start.step // self.settings.accumulate, world.rank == 0)
+
+    @property
+    def best_file(self) -> Path:
+        return self.run.stage(self.task.name) / "best.safetensors"
+
+
+def train(task: TrainTask, world: World, run: RunFolder, saving: Saving, batches: Batches, report: Report | None = None) -> str:
+    """Train a stage to its end, or to `stop_after`.
+
+    Args:
+        task: what is trained.
+        world: where this worker stands; with more than one rank a process group is already up.
+        run: the run folder, the same for all ranks.
+        saving: when to write checkpoints.
+        batches: gives this rank's batches from a step on.
+        report: called by every rank with an epoch's figures, for a search that stops bad runs.
+
+    Returns:
+        `done`, or `stopped` where `stop_after` ended it.
+
+    Raises:
+        GimpError: the loss is not finite; names stage, epoch, step and cases.
+    """
+    stage = _Stage(task, world, run, saving)
+    total = task.total_steps(world.size)
+    limit = min(total, (stage.settings.stop_after or stage.settings.epochs) * stage.steps_per_epoch)
+    epoch_started = waiting_since = time.perf_counter()
+    waited = 0.0
+    with contextlib.closing(batches(stage.start.step)) if stage.start.step < limit else contextlib.nullcontext(iter(())) as feed:  # type: ignore[type-var, attr-defined]
+        for step, (row, arrays) in enumerate(feed, start=stage.start.step):
+            waited += time.perf_counter() - waiting_since
+            _one_step(stage, step, row, arrays)
+            if (step + 1) % stage.steps_per_epoch == 0:
+                seconds = time.perf_counter() - epoch_started
+                _end_epoch(stage, step, {"seconds": round(seconds, 3), "data_wait": round(waited, 3)}, report)
+                epoch_started, waited = time.perf_counter(), 0.0
+            elif _due(stage, step):
+                _save(stage, step)
+            if step + 1 >= limit:
+                break
+            waiting_since = time.perf_counter()
+    stage.log.close()
+    if limit < total:
+        return "stopped"
+    _finish(stage)
+    return "done"
+
+
+def find_start(task: TrainTask, run: RunFolder, world_size: int) -> Start:
+    """The step a stage goes on from; a checkpoint of another number of ranks is taken at the same mini-batch of the epoch."""
+    found = latest_checkpoint(run.checkpoints(task.name))
+    if found is None:
+        return Start()
+    path, state = found
+    step = state["step"]
+    if state["world_size"] != world_size:
+        epoch, inside = divmod(step, state["steps_per_epoch"])
+        accumulate = task.settings.accumulate
+        inside = inside * state["world_size"] // world_size // accumulate * accumulate
+        step = epoch * task.steps_per_epoch(world_size) + inside
+    return Start(step, path, state)
+
+
+def learning_rate(settings: Settings, update: int, updates: int) -> float:
+    """Linear warm-up, then cosine to zero, for optimiser step `update` of `updates`."""
+    warm = int(settings.warmup * updates)
+    if update < warm:
+        return settings.lr * (update + 1) / warm
+    done = (update - warm) / max(1, updates - warm)
+    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def to_device(arrays: Arrays, device: torch.device) -> Tensors:
+    """Arrays as tensors on a device, through pinned memory where that is a GPU."""
+    tensors = {}
+    for name, array in arrays.items():
+        # arrays carried by Ray are read-only views of its object store
+        tensor = torch.from_numpy(array if array.flags.writeable else np.array(array))
+        tensors[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    return tensors
+
+
+def gather_records(records: list[Record], world: World) -> list[Record]:
+    """All ranks' records, on every rank."""
+    if world.size == 1:
+        return records
+    gathered: list[Any] = [None] * world.size
+    dist.all_gather_object(gathered, records)
+    return [record for part in gathered for record in part]
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch for one step of one rank (dropout and the like)."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def _one_step(stage: _Stage, step: int, row: Row, arrays: Arrays) -> None:
+    settings, world = stage.settings, stage.world
+    seed_step(stage.task.seed, step, world.rank)
+    stage.model.train()
+    last = (step + 1) % settings.accumulate == 0
+    holding = isinstance(stage.wrapped, DistributedDataParallel) and not last
+    with stage.wrapped.no_sync() if holding else contextlib.nullcontext():  # type: ignore[operator, union-attr]
+        with autocast(settings.precision, world.device):
+            loss, parts = stage.task.loss(stage.wrapped, to_device(arrays, world.device))
+        (loss / settings.accumulate).backward()
+    figures = {"loss": loss, **parts}
+    if not bool(torch.isfinite(loss)):
+        _refuse_loss(stage, step, row, arrays)
+    if last:
+        figures["grad_norm"] = _update(stage, step)
+    stage.since_log.add(figures)
+    stage.since_epoch.add(figures)
+    update = (step + 1) // settings.accumulate
+    if last and update % settings.log_every == 0:
+        _log_steps(stage, step)
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+def _update(stage: _Stage, step: int) -> Tensor:
+    settings = stage.settings
+    updates = stage.task.total_steps(stage.world.size) // settings.accumulate
+    rate = learning_rate(settings, step // settings.accumulate, updates)
+    for group in stage.optimizer.param_groups:
+        group["lr"] = rate
+    parameters = [p for p in stage.model.parameters() if p.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
+    stage.optimizer.step()
+    stage.optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _log_steps(stage: _Stage, step: int) -> None:
+    means = stage.since_log.means(stage.world)
+    if means:
+        rate = stage.optimizer.param_groups[0]["lr"]
+        stage.log.write("step", step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate, means | {"lr": rate})
+    stage.since_log = Meter()
+
+
+def _end_epoch(stage: _Stage, step: int, timing: dict[str, float], report: Report | None) -> None:
+    epoch, update = step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate
+    _log_steps(stage, step)
+    means = stage.since_epoch.means(stage.world)
+    stage.since_epoch = Meter()
+    stage.log.write("epoch", epoch, update, means | timing)
+    figures = _validate(stage, epoch, update)
+    if stage.world.rank == 0:
+        shown = {name: round(value, 4) for name, value in (means | figures).items()}
+        print(f"{stage.task.name} epoch {epoch + 1}/{stage.settings.epochs} {shown} {timing}", flush=True)
+    last = (epoch + 1) in (stage.settings.stop_after, stage.settings.epochs)
+    if last or (epoch + 1) % stage.saving.every_epochs == 0 or _due(stage, step):
+        _save(stage, step)
+    if report is not None:
+        report({"stage": stage.task.name, "epoch": epoch + 1, "step": update, **means, **figures})
+
+
+def _validate(stage: _Stage, epoch: int, update: int) -> dict[str, float]:
+    """Validation figures of the epoch; the best epoch's weights are kept."""
+    stage.model.eval()
+    with torch.no_grad(), autocast(stage.settings.precision, stage.world.device):
+        records = stage.task.validate(stage.model, stage.world)
+    if records is None:
+        return {}
+    figures, score = stage.task.score(gather_records(records, stage.world))
+    stage.log.write("validation", epoch, update, figures)
+    if stage.best is None or score > stage.best:
+        stage.best, stage.best_epoch = score, epoch
+        if stage.world.rank == 0:
+            save_weights(stage.best_file, stage.model.state_dict())
+    return figures
+
+
+def _due(stage: _Stage, step: int) -> bool:
+    every = stage.saving.every_steps
+    update, inside = divmod(step + 1, stage.settings.accumulate)
+    return every is not None and inside == 0 and update % every == 0
+
+
+def _save(stage: _Stage, step: int) -> None:
+    state = {
+        "world_size": stage.world.size,
+        "steps_per_epoch": stage.steps_per_epoch,
+        "epoch": (step + 1) // stage.steps_per_epoch,
+        "since_log": stage.since_log.state(stage.world),
+        "since_epoch": stage.since_epoch.state(stage.world),
+        "best": stage.best,
+        "best_epoch": stage.best_epoch,
+    }
+    if stage.world.rank == 0:
+        save_checkpoint(stage.run.checkpoints(stage.task.name), step + 1, stage.model, stage.optimizer, state, stage.saving.keep)
+
+
+def _finish(stage: _Stage) -> None:
+    """Write the final model, the best epoch's where there is validation; the card first, so that weights mean done."""
+    if stage.world.rank == 0:
+        if stage.best is not None:
+            stage.model.load_state_dict(load_weights(stage.best_file))
+        weights, card = stage.task.export(stage.model)
+        card |= {"stage": stage.task.name, "epochs": stage.settings.epochs, "best_epoch": stage.best_epoch}
+        write_json(stage.run.model_card(stage.task.name), card)
+        save_weights(stage.run.model_file(stage.task.name), weights)
+    if stage.world.size > 1:
+        dist.barrier()
+
+
+def _adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
+    """AdamW over what is trained; decay on matrices alone, not on biases, norms and tokens."""
+    matrices, others = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (matrices if sum(size > 1 for size in parameter.shape) >= 2 else others).append(parameter)
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
+
+
+def _distribute(model: nn.Module, world: World) -> nn.Module:
+    if world.size == 1:
+        return model
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)
+
+
+def _refuse_loss(stage: _Stage, step: int, row: Row, arrays: Arrays) -> None:
+    epoch = step // stage.steps_per_epoch + 1
+    raise GimpError(
+        f"the loss is not finite in stage '{stage.task.name}', epoch {epoch}, step {step + 1}, rank {stage.world.rank}",
+        found=f"case numbers {np.asarray(arrays.get('case', row.case)).tolist()} in the mini-batch",
+        fix="lower train.lr, set train.clip_norm, or use train.precision: fp32; the last checkpoint is intact",
+    )

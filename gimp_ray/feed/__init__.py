@@ -1,0 +1,1 @@
+"""How an epoch reaches a worker: `plan` (pure arithmetic), `windows` (reads), `batches` (Ray Data)."""

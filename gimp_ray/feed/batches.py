@@ -1,0 +1,179 @@
+"""From a plan to a worker's batches: Ray Data streams plan rows (or, behind the same switch, the windows themselves).
+
+One row of the dataset is one rank's mini-batch; rows stand step by step, rank by rank, each in a block of its own, so that with
+`preserve_order` Ray hands row i to rank i mod n. One dataset spans all the steps a stage has left: it starts at the checkpointed
+step, which is the whole of resuming in the middle of an epoch. Arrays travel as plain binary columns with their shape and type
+beside them, never as Ray's ragged tensor extension. Both modes give the same batches, bit for bit.
+
+Left out: what a row means (`plan.py`), what is read (`windows.py`), device transfer (the engine).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from gimp_ray.feed.plan import Row
+from gimp_ray.feed.windows import Arrays
+
+ReadIn = Literal["worker", "ray_data"]
+
+
+class Source(Protocol):
+    """What the feed needs of a task: its plan and its reads. Rows of step `step` are counted over all epochs."""
+
+    def total_steps(self, world_size: int) -> int: ...
+
+    def row(self, step: int, rank: int, world_size: int) -> Row: ...
+
+    def read(self, row: Row) -> Arrays: ...
+
+
+Factory = Callable[..., Source]
+
+
+def direct_batches(source: Source, start: int, rank: int, world_size: int, ahead: int) -> Iterator[tuple[Row, Arrays]]:
+    """Batches of a rank from step `start` on, without Ray."""
+    rows = (source.row(step, rank, world_size) for step in range(start, source.total_steps(world_size)))
+    return read_ahead(((row, source.read(row)) for row in rows), ahead)
+
+
+def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, world_size: int, read_in: ReadIn) -> Any:
+    """The Ray dataset of a stage's remaining steps.
+
+    Args:
+        factory: an importable function that makes the source; called again in Ray's tasks.
+        arguments: its JSON-like keyword arguments.
+        start: first step, counted over all epochs.
+        world_size: number of ranks.
+        read_in: whether rows carry the plan alone or the windows as well.
+    """
+    import ray
+
+    # a callable dataset is made in the controller, where the driver's context does not hold
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = 1
+    rows = max(0, make_source(factory, arguments).total_steps(world_size) - start) * world_size
+    make = functools.partial(_encode_rows, factory, json.dumps(dict(arguments)), start, world_size, read_in)
+    # few, long tasks: a task costs more than a row
+    blocks = max(1, min(rows, 64))
+    return ray.data.range(max(rows, world_size), override_num_blocks=blocks).map_batches(make, batch_size=None, batch_format="numpy")
+
+
+def shard_batches(shard: Any, source: Source, start: int, rank: int, world_size: int, ahead: int) -> Iterator[tuple[Row, Arrays]]:
+    """Batches of a rank from its shard of `plan_dataset`, beginning at `start` even where the shard begins earlier.
+
+    Raises:
+        RuntimeError: the shard gave another rank's row, or left one out.
+    """
+
+    def batches() -> Iterator[tuple[Row, Arrays]]:
+        expected = start
+        for table in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=max(1, ahead)):
+            step, row, arrays = _decode(table)
+            if step < start:
+                continue
+            if (step, row.rank) != (expected, rank):
+                raise RuntimeError(f"rank {rank} expected its mini-batch of step {expected} and was given step {step} of rank {row.rank}")
+            expected += 1
+            yield row, source.read(row) if arrays is None else arrays
+
+    return read_ahead(batches(), ahead)
+
+
+def read_ahead(batches: Iterable[tuple[Row, Arrays]], ahead: int) -> Iterator[tuple[Row, Arrays]]:
+    """Draw from `batches` in a thread, at most `ahead` items before they are asked for; errors come out where they are met."""
+    if ahead <= 0:
+        yield from batches
+        return
+    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def offer(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def draw() -> None:
+        try:
+            with closing(iter(batches)) as items:  # type: ignore[type-var]
+                for item in items:
+                    if not offer((item, None)):
+                        return
+            offer((None, None))
+        except BaseException as error:  # handed to the consumer, who raises it
+            offer((None, error))
+
+    thread = threading.Thread(target=draw, name="gimp-feed", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def make_source(factory: Factory, arguments: Mapping[str, Any]) -> Source:
+    """The source, made once a process for the same arguments."""
+    return _cached_source(factory, json.dumps(dict(arguments), sort_keys=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_source(factory: Factory, arguments: str) -> Source:
+    return factory(**json.loads(arguments))
+
+
+def _encode_rows(
+    factory: Factory, arguments: str, start: int, world_size: int, read_in: ReadIn, batch: dict[str, np.ndarray]
+) -> Iterator[pa.Table]:
+    source = make_source(factory, json.loads(arguments))
+    for number in batch["id"]:
+        step, rank = start + int(number) // world_size, int(number) % world_size
+        row = source.row(step, rank, world_size)
+        yield _encode(step, row, source.read(row) if read_in == "ray_data" else None)
+
+
+def _encode(step: int, row: Row, arrays: Arrays | None) -> pa.Table:
+    plan = {"case": row.case, "slide": row.slide, "start": row.start, "mask_seed": row.mask_seed}
+    payload: Arrays = plan | {f"batch.{name}": value for name, value in (arrays or {}).items()}  # type: ignore[assignment]
+    header = {
+        "step": step,
+        "epoch": row.epoch,
+        "step_in_epoch": row.step,
+        "rank": row.rank,
+        "carried": arrays is not None,
+        "arrays": {name: [value.dtype.str, list(value.shape)] for name, value in payload.items()},
+    }
+    columns: dict[str, Any] = {"header": pa.array([json.dumps(header)])}
+    for name, value in payload.items():
+        columns[name] = pa.array([np.ascontiguousarray(value).reshape(-1).view(np.uint8).data], type=pa.large_binary())
+    return pa.table(columns)
+
+
+def _decode(table: pa.Table) -> tuple[int, Row, Arrays | None]:
+    header = json.loads(table["header"][0].as_py())
+    arrays = {
+        name: np.frombuffer(table[name][0].as_buffer(), dtype=np.dtype(dtype)).reshape(shape)
+        for name, (dtype, shape) in header["arrays"].items()
+    }
+    row = Row(header["epoch"], header["step_in_epoch"], header["rank"], *(arrays[name] for name in ("case", "slide", "start", "mask_seed")))  # type: ignore[arg-type]
+    carried = {name.removeprefix("batch."): value for name, value in arrays.items() if name.startswith("batch.")}
+    return header["step"], row, carried if header["carried"] else None

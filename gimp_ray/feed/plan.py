@@ -1,0 +1,272 @@
+"""The epoch plan: which window of which case stands in which mini-batch of which rank, and with which mask seed.
+
+A plan is a pure function of (seed, epoch, world size, cohort index), so shuffling, class balance, resume in the middle of an epoch
+and a change of world size are arithmetic on small arrays. Draws depend on (seed, epoch, class, position in the class's stream) alone:
+two workers with K cases a class see in one step the same windows, under the same masks, as one worker with 2 K.
+
+Class-balanced epochs: every class has a stream, its cases in a fresh permutation each epoch, repeated end to end. A mini-batch takes
+the next K of each of its P classes. Because one permutation is repeated, any K consecutive cases of a class are different patients.
+Promise: a case of a class that fills s slots of an epoch and has n cases appears floor(s/n) or ceil(s/n) times; the largest class
+appears at least once. Natural epochs: every case once, classes spread evenly, the last step filled up from the epoch's beginning.
+
+Left out: reading (`windows.py`), Ray (`batches.py`). Plans of 10^6 slides are numpy arrays, never Python lists.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gimp_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from gimp_ray.cohort import CohortStore
+
+Ints = NDArray[np.int64]
+_STREAM, _PLACE, _CLASSES, _NATURAL = 1, 2, 3, 4
+
+
+@dataclass(frozen=True, eq=False)
+class CohortIndex:
+    """The small table a plan is made from: cases, their classes and their slides, all sorted by id.
+
+    Attributes:
+        case_ids: (cases,) strings.
+        labels: (cases,) class number of each case.
+        slide_ids: (slides,) strings, grouped by case.
+        first_slide: (cases + 1,) the slides of case i are first_slide[i] .. first_slide[i + 1].
+        slide_patches: (slides,) patches of each slide.
+    """
+
+    case_ids: NDArray[np.str_]
+    labels: Ints
+    slide_ids: NDArray[np.str_]
+    first_slide: Ints
+    slide_patches: Ints
+
+    @property
+    def num_cases(self) -> int:
+        return len(self.case_ids)
+
+    def class_cases(self) -> list[Ints]:
+        """Case numbers of each class that has cases, by class number."""
+        return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+
+    def case_patches(self) -> Ints:
+        """(cases,) patches of each case over all its slides."""
+        ends = np.concatenate([[0], np.cumsum(self.slide_patches)])
+        return ends[self.first_slide[1:]] - ends[self.first_slide[:-1]]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How mini-batches are composed.
+
+    Attributes:
+        classes: P, classes in a mini-batch (class-balanced epochs).
+        cases_per_class: K.
+        balance: `classes` (P x K) or `natural` (every case once).
+        size: cases in a mini-batch of a natural epoch.
+        window: L, patches a window; 0 when whole bags are read.
+        accumulate: mini-batches of a rank per optimiser step; an epoch is a whole number of optimiser steps.
+    """
+
+    classes: int = 2
+    cases_per_class: int = 4
+    balance: str = "classes"
+    size: int = 8
+    window: int = 0
+    accumulate: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """Arrays of shape (steps, world, B); `step` counts mini-batches of a rank.
+
+    Attributes:
+        case: case number in the index.
+        slide: slide number in the index; -1 where whole bags are read.
+        start: first patch of the window.
+        mask_seed: seed of the window's mask.
+    """
+
+    case: Ints
+    slide: Ints
+    start: Ints
+    mask_seed: NDArray[np.uint64]
+
+    @property
+    def steps(self) -> int:
+        return self.case.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One rank's mini-batch of one step: what Ray Data streams.
+
+    `case`, `slide`, `start` and `mask_seed` have shape (B,).
+    """
+
+    epoch: int
+    step: int
+    rank: int
+    case: Ints
+    slide: Ints
+    start: Ints
+    mask_seed: NDArray[np.uint64]
+
+
+def index_cases(store: CohortStore, case_ids: tuple[str, ...] | list[str]) -> CohortIndex:
+    """The index of some of a store's cases; class numbers follow `store.classes`.
+
+    Raises:
+        InputError: a case is not in the store, or none was given.
+    """
+    wanted = np.array(sorted(case_ids), dtype=np.str_)
+    if not len(wanted):
+        raise InputError("no case to train on", file=store.path, fix="choose another split or fold")
+    all_ids = store.cases["case_id"].to_numpy(zero_copy_only=False).astype(np.str_)
+    rows = np.searchsorted(all_ids, wanted)
+    missing = (rows >= len(all_ids)) | (all_ids[np.minimum(rows, len(all_ids) - 1)] != wanted)
+    if missing.any():
+        raise InputError("a case of the split is not in the store", file=store.path, case=str(wanted[missing][0]), fix="make the split anew")
+    labels = np.searchsorted(np.array(store.classes, dtype=np.str_), store.cases["label"].to_numpy(zero_copy_only=False).astype(np.str_)[rows])
+    slide_ids, first, patches = _slides_of(store, wanted)
+    return CohortIndex(wanted, labels.astype(np.int64), slide_ids, first, patches)
+
+
+def _slides_of(store: CohortStore, wanted: NDArray[np.str_]) -> tuple[NDArray[np.str_], Ints, Ints]:
+    """Slides of the wanted cases, grouped by case and sorted by id within one."""
+    if store.slides is None or not store.slides.num_rows:
+        empty = np.zeros(0, dtype=np.int64)
+        return np.zeros(0, dtype=np.str_), np.zeros(len(wanted) + 1, dtype=np.int64), empty
+    slide_ids = store.slides["slide_id"].to_numpy(zero_copy_only=False).astype(np.str_)
+    owners = store.slides["case_id"].to_numpy(zero_copy_only=False).astype(np.str_)
+    patches = store.slides["n_patches"].to_numpy(zero_copy_only=False).astype(np.int64)
+    kept = np.isin(owners, wanted)
+    slide_ids, owners, patches = slide_ids[kept], owners[kept], patches[kept]
+    order = np.lexsort((slide_ids, owners))
+    first = np.concatenate([np.searchsorted(owners[order], wanted), [len(order)]])
+    return slide_ids[order], first.astype(np.int64), patches[order]
+
+
+def effective(batching: Batching, index: CohortIndex, world_size: int = 1) -> Batching:
+    """The batching a cohort allows: no more classes, or cases of a class, than there are.
+
+    Raises:
+        InputError: class-balanced mini-batches were asked for and some class has no two cases.
+    """
+    if batching.balance == "natural":
+        return _replace(batching, size=max(1, min(batching.size, index.num_cases // world_size)))
+    sizes = [len(cases) for cases in index.class_cases()]
+    smallest = min(sizes)
+    if len(sizes) > 1 and smallest < 2:
+        raise InputError(
+            "a class has a single training case, so no triplet has a positive for it",
+            case=str(index.case_ids[index.class_cases()[int(np.argmin(sizes))][0]]),
+            expected="at least 2 training cases of every class",
+            found=f"{smallest}",
+            fix="choose another split, drop the class, or set batch.balance: natural",
+        )
+    return _replace(batching, classes=min(batching.classes, len(sizes)), cases_per_class=min(batching.cases_per_class, smallest))
+
+
+def steps_per_epoch(batching: Batching, index: CohortIndex, world_size: int) -> int:
+    """Mini-batches of each rank in an epoch: a whole number of optimiser steps."""
+    batching = effective(batching, index, world_size)
+    round_to = world_size * batching.accumulate
+    if batching.balance == "natural":
+        needed = -(-index.num_cases // batching.size)
+    else:
+        counts = [len(cases) for cases in index.class_cases()]
+        needed = -(-(-(-max(counts) // batching.cases_per_class) * len(counts)) // batching.classes)
+    return -(-needed // round_to) * batching.accumulate
+
+
+def epoch_plan(seed: int, epoch: int, world_size: int, index: CohortIndex, batching: Batching) -> EpochPlan:
+    """The plan of one epoch; the same arguments always give the same plan."""
+    batching = effective(batching, index, world_size)
+    steps = steps_per_epoch(batching, index, world_size)
+    if batching.balance == "natural":
+        case, place, mask_seed = _natural_slots(seed, epoch, steps * world_size * batching.size, index)
+    else:
+        case, place, mask_seed = _balanced_slots(seed, epoch, steps * world_size, index, batching)
+    slide, start = _windows(case, place, index, batching.window)
+    shape = (steps, world_size, -1)
+    return EpochPlan(case.reshape(shape), slide.reshape(shape), start.reshape(shape), mask_seed.reshape(shape))
+
+
+def row_of(plan: EpochPlan, epoch: int, step: int, rank: int) -> Row:
+    """One rank's mini-batch of one step."""
+    at = (step, rank)
+    return Row(epoch, step, rank, plan.case[at], plan.slide[at], plan.start[at], plan.mask_seed[at])
+
+
+def mask_positions(mask_seed: int, length: int, ratio: float) -> Ints:
+    """(M,) sorted positions masked in a window: exactly round(ratio * length), from the seed alone."""
+    generator = np.random.Generator(np.random.Philox(key=mask_seed))
+    return np.sort(generator.permutation(length)[: round(ratio * length)])
+
+
+def _balanced_slots(
+    seed: int, epoch: int, batches: int, index: CohortIndex, batching: Batching
+) -> tuple[Ints, NDArray[np.float64], NDArray[np.uint64]]:
+    """Cases, places and mask seeds of P x K mini-batches, flat in (mini-batch, class, case) order."""
+    classes = index.class_cases()
+    k, p = batching.cases_per_class, batching.classes
+    # position j of the class schedule is the (j // C)-th turn of its class, since one permutation is repeated
+    schedule = np.arange(batches * p)
+    order = _generator(seed, epoch, _CLASSES, 0).permutation(len(classes))
+    chosen, turn = order[schedule % len(classes)], schedule // len(classes)
+    case = np.empty((batches * p, k), dtype=np.int64)
+    place = np.empty((batches * p, k, 2))
+    mask_seed = np.empty((batches * p, k), dtype=np.uint64)
+    for number, members in enumerate(classes):
+        at = np.flatnonzero(chosen == number)
+        items = (turn[at][:, None] * k + np.arange(k)).reshape(-1)
+        stream = members[_generator(seed, epoch, _STREAM, number).permutation(len(members))]
+        length = int(items.max()) + 1 if len(items) else 0
+        draws = _generator(seed, epoch, _PLACE, number)
+        # one row of draws a position, so that a longer stream only adds rows
+        raw = draws.integers(0, 2**63, size=(length, 3), dtype=np.int64)
+        case[at] = stream[items % len(members)].reshape(-1, k)
+        place[at] = (raw[items, :2] / 2.0**63).reshape(-1, k, 2)
+        mask_seed[at] = raw[items, 2].astype(np.uint64).reshape(-1, k)
+    return case.reshape(-1), place.reshape(-1, 2), mask_seed.reshape(-1)
+
+
+def _natural_slots(seed: int, epoch: int, slots: int, index: CohortIndex) -> tuple[Ints, NDArray[np.float64], NDArray[np.uint64]]:
+    """Every case once, the classes spread evenly over the epoch; the tail is filled from the beginning."""
+    spread = np.empty(index.num_cases)
+    draws = _generator(seed, epoch, _NATURAL, 0)
+    for members in index.class_cases():
+        ranks = draws.permutation(len(members))
+        spread[members] = (ranks + draws.random()) / len(members)
+    order = np.argsort(spread, kind="stable")
+    raw = _generator(seed, epoch, _PLACE, 0).integers(0, 2**63, size=(slots, 3), dtype=np.int64)
+    return order[np.arange(slots) % len(order)], raw[:, :2] / 2.0**63, raw[:, 2].astype(np.uint64)
+
+
+def _windows(case: Ints, place: NDArray[np.float64], index: CohortIndex, window: int) -> tuple[Ints, Ints]:
+    """A slide of each case, drawn in proportion to its patches, and the first patch of a window in it."""
+    if window == 0:
+        return np.full(len(case), -1, dtype=np.int64), np.zeros(len(case), dtype=np.int64)
+    ends = np.concatenate([[0], np.cumsum(index.slide_patches)])
+    low, high = ends[index.first_slide[case]], ends[index.first_slide[case + 1]]
+    patch = np.minimum(low + (place[:, 0] * (high - low)).astype(np.int64), high - 1)
+    slide = np.searchsorted(ends, patch, side="right") - 1
+    room = np.maximum(index.slide_patches[slide] - window + 1, 1)
+    return slide, np.minimum((place[:, 1] * room).astype(np.int64), room - 1)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+
+
+def _replace(batching: Batching, **changes: int) -> Batching:
+    from dataclasses import replace
+
+    return replace(batching, **changes)

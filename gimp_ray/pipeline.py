@@ -1,0 +1,222 @@
+"""What a run is: which stages it has, in which order, and what is written beside the models.
+
+The only place that joins tasks, engine, evaluation and reports. Every verb of the command line and every file in `jobs/` calls a
+function of this file. Running one again on the same run folder does what is left to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gimp_ray.cohort import CohortStore
+from gimp_ray.config import Config, build_config, differences, load_config, read_yaml, to_yaml
+from gimp_ray.engine.launch import Job, Workers, run_jobs
+from gimp_ray.engine.loop import Saving
+from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.run_folder import STAGES, RunFolder, attempt, environment, write_json, write_text
+from gimp_ray.tasks import CohortEmbedding, Finetuning, GenePretraining, GimpPretraining
+from gimp_ray.tasks.planned import open_store
+
+TASKS: dict[str, Any] = {"genes": GenePretraining, "pretrain": GimpPretraining, "finetune": Finetuning}
+PARTS = ["train", "val", "test"]
+
+
+def pretrain_genes(config: Config) -> RunFolder:
+    """Stage `genes`: supervised pre-training of the gene encoder."""
+    return _run(config, ["genes"])
+
+
+def pretrain(config: Config) -> RunFolder:
+    """Stage `pretrain`, with `genes` first where no gene encoder was given and the store has genes."""
+    return _run(config, [*_genes_first(config), "pretrain"])
+
+
+def finetune(config: Config) -> RunFolder:
+    """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says."""
+    run = _run_folder(config)
+    if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
+        raise InputError(
+            "this run has no pre-trained model to fine-tune",
+            file=run.model_file("pretrain"),
+            fix="run `gimp pretrain` on it first, or give --finetune.init FILE.safetensors, or --finetune.init scratch",
+        )
+    return _run(config, [*(_genes_first(config) if config.finetune.init == "scratch" else []), "finetune"])
+
+
+def evaluate(config: Config) -> RunFolder:
+    """Predictions, metrics with intervals, reference rows, figures and `summary.md` of a fine-tuned run."""
+    run = _run_folder(config)
+    if not run.stage_done("finetune"):
+        raise InputError("this run has no fine-tuned model to evaluate", file=run.model_file("finetune"), fix="run `gimp finetune` on it first")
+    return _run(config, [], evaluated=True)
+
+
+def run_all(config: Config) -> RunFolder:
+    """All stages in order, then evaluation and report."""
+    wanted = [] if config.finetune.init != "pretrain" else ["pretrain"]
+    first = _genes_first(config) if wanted or config.finetune.init == "scratch" else []
+    return _run(config, [*first, *wanted, "finetune"], evaluated=True)
+
+
+def embed(config: Config, model: Path, out: Path) -> Path:
+    """CLS_pat of every case of the config's store under a trained model, as a Parquet file."""
+    job = _embed_job(config, model, out, None)
+    run_jobs([job], _run_folder(config, default=out.parent), _workers(config))
+    return out
+
+
+def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = None) -> Config:
+    """The config of a run folder, with a file and overrides laid over it; defaults for a new folder."""
+    saved = RunFolder(run).config_file
+    return load_config(file, overrides | {"run": str(run)}, base=read_yaml(saved) if saved.exists() else None)
+
+
+def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:
+    """Do the stages of a run that are not done, and the evaluation where asked."""
+    run = _run_folder(config)
+    store = open_store(config)
+    _open_run(run, config, store)
+    jobs = [Job(stage, TASKS[stage], {"config": config.model_dump(), "run": str(run.path)}) for stage in stages if not run.stage_done(stage)]
+    _check_early(jobs)
+    with _attempt(run, stages):
+        embeds = _evaluation_jobs(config, run) if evaluated else []
+        outcome = run_jobs(jobs + embeds, run, _workers(config))
+        if outcome == "done" and evaluated:
+            from gimp_ray.report_run import score_run
+
+            score_run(run, config, store)
+    from gimp_ray.reports import write_report
+
+    write_report(run.path)
+    return run
+
+
+def _check_early(jobs: list[Job]) -> None:
+    """Refuse what can be refused before a cluster is started: a split that leaks, a class without two cases, a missing modality."""
+    for job in jobs:
+        job.factory(**job.arguments).total_steps(1)
+
+
+def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:
+    jobs = [_embed_job(config, run.model_file("finetune"), run.evaluation / "embeddings.parquet", PARTS)]
+    if config.finetune.init == "pretrain":
+        jobs.append(_embed_job(config, run.model_file("pretrain"), run.evaluation / "embeddings_pretrain.parquet", ["train"]))
+    return jobs
+
+
+def _embed_job(config: Config, model: Path, out: Path, parts: list[str] | None) -> Job:
+    arguments = {"config": config.model_dump(), "model": str(model), "out": str(out), "parts": parts}
+    return Job(f"embed {out.stem}", CohortEmbedding, arguments, trains=False)
+
+
+def _genes_first(config: Config) -> list[str]:
+    if config.genes.encoder == "none" or config.genes.checkpoint is not None or not open_store(config).num_genes:
+        return []
+    return ["genes"]
+
+
+def _workers(config: Config) -> Workers:
+    train, feed, checkpoint = config.train, config.feed, config.checkpoint
+    return Workers(
+        count=train.workers,
+        use_gpu=train.use_gpu,
+        cpus=train.cpus_per_worker,
+        threads=train.threads,
+        max_failures=train.max_failures,
+        read_in=feed.read_in,
+        ahead=feed.ahead,
+        address=config.cluster.address,
+        num_cpus=config.cluster.num_cpus,
+        saving=Saving(checkpoint.every_steps, checkpoint.every_epochs, checkpoint.keep),
+    )
+
+
+def _run_folder(config: Config, default: Path | None = None) -> RunFolder:
+    path = config.run or default
+    if path is None:
+        raise ConfigError("no run folder was given", expected="run: PATH", found="nothing", fix="add --run RUNDIR, or run: in the config")
+    return RunFolder(path)
+
+
+def _open_run(run: RunFolder, config: Config, store: CohortStore) -> None:
+    """Start a run folder, or check that this config may go on with one."""
+    if run.config_file.exists():
+        _check_same(run, config, store)
+    write_text(run.config_file, to_yaml(config))
+    write_json(run.path / "environment.json", environment())
+
+    def change(record: dict[str, Any]) -> None:
+        record.setdefault("created", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        record["store"] = {
+            "path": config.store,
+            "fingerprint": store.fingerprint,
+            "cases": store.manifest.num_cases,
+            "slides": store.manifest.num_slides,
+            "patches": store.manifest.num_patches,
+            "genes": store.num_genes,
+            "dim": store.dim,
+            "encoder": store.manifest.encoder,
+            "gene_unit": store.manifest.gene_unit,
+            "classes": list(store.classes),
+        }
+
+    run.update(change)
+
+
+def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
+    """A run folder is one computation: what was computed under other settings must not be continued under these."""
+    old = build_config(read_yaml(run.config_file), run.config_file)
+    begun = [stage for stage in STAGES if run.stage_done(stage) or run.checkpoints(stage).exists()]
+    if begun:
+        changed = differences(old, config, _sections_of(begun))
+        if changed:
+            key, (before, now) = next(iter(changed.items()))
+            raise ConfigError(
+                f"the run folder was made with another '{key}'"
+                + (f" (and {len(changed) - 1} more: {', '.join(list(changed)[1:])})" if len(changed) > 1 else ""),
+                file=run.path,
+                expected=str(before),
+                found=str(now),
+                fix="use the run's own config, or a new run folder",
+            )
+    fingerprint = run.record().get("store", {}).get("fingerprint")
+    if begun and fingerprint is not None and fingerprint != store.fingerprint:
+        raise InputError(
+            "the store is not the one this run was made with",
+            file=store.path,
+            expected=f"fingerprint {fingerprint}",
+            found=f"fingerprint {store.fingerprint}",
+            fix="use the run's own store, or a new run folder",
+        )
+
+
+def _sections_of(stages: list[str]) -> list[str]:
+    """The config sections that stages already begun depend on."""
+    sections = {
+        "genes": ["seed", "split", "genes", "model.dim", "train.weight_decay", "train.warmup", "train.clip_norm"],
+        "pretrain": ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model"],
+        "finetune": ["seed", "split", "genes", "train", "model", "finetune"],
+    }
+    return [section for stage in stages for section in sections[stage]]
+
+
+@contextmanager
+def _attempt(run: RunFolder, stages: list[str]) -> Iterator[None]:
+    """Note an attempt in the run's record, and how it ended."""
+    run.update(lambda record: record.setdefault("attempts", []).append(attempt(stages)))
+    status = "done"
+    try:
+        yield
+    except BaseException as error:
+        status = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        raise
+    finally:
+
+        def change(record: dict[str, Any]) -> None:
+            record["attempts"][-1] |= {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+        run.update(change)

@@ -1,0 +1,180 @@
+"""The run folder: where a run's files are, and how they appear whole or not at all.
+
+A run folder holds the resolved config, the environment, the state of each stage, checkpoints, final models, predictions, figures and
+`summary.md`. This file knows names, atomic writes and the run's record (`run.json`); what is inside a checkpoint is the engine's
+business, what is inside a figure the reports'.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gimp_ray.errors import InputError
+
+STAGES = ("genes", "pretrain", "finetune")
+LIBRARIES = ("gimp-ray", "torch", "ray", "numpy", "pyarrow", "h5py", "safetensors", "scikit-learn", "pandas", "pydantic")
+
+
+class RunFolder:
+    """Names of a run folder's files and the run's record.
+
+    Args:
+        path: the folder; made on first write.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def stage(self, name: str) -> Path:
+        """Folder of a stage's log and checkpoints."""
+        return self.path / name
+
+    def checkpoints(self, name: str) -> Path:
+        return self.path / name / "checkpoints"
+
+    def model_file(self, name: str) -> Path:
+        """The stage's final model."""
+        return self.path / f"{name}.safetensors"
+
+    def model_card(self, name: str) -> Path:
+        """What is needed to use the stage's final model: widths, gene list, config."""
+        return self.path / f"{name}.json"
+
+    def metrics_log(self, name: str) -> Path:
+        return self.path / name / "metrics.jsonl"
+
+    def record(self) -> dict[str, Any]:
+        """The run's record, empty before the first attempt."""
+        return read_json(self.record_file) if self.record_file.exists() else {}
+
+    def update(self, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """Change the record in place and write it whole."""
+        record = self.record()
+        change(record)
+        write_json(self.record_file, record)
+        return record
+
+    def stage_done(self, name: str) -> bool:
+        """Whether the stage's final model is there (it is written last)."""
+        return self.model_file(name).exists() and self.model_card(name).exists()
+
+
+def write_json(file: Path, tree: Any) -> None:
+    write_text(file, json.dumps(tree, indent=2, sort_keys=False) + "\n")
+
+
+def read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise InputError("the file is not valid JSON", file=file, found=str(error), fix="restore it, or start a new run folder") from None
+
+
+def write_text(file: Path, text: str) -> None:
+    with whole_file(file) as aside:
+        aside.write_text(text)
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A path aside to write to; it takes `file`'s name when the block ends well and is removed when it does not."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        _sync(aside)
+        aside.chmod(0o644)
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder aside to fill; it takes `folder`'s name when the block ends well and is removed when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield aside
+        for file in aside.iterdir():
+            _sync(file)
+        aside.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and git revision, for `environment.json`."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+        "git_revision": git_revision(),
+    }
+
+
+def attempt(stages: list[str]) -> dict[str, Any]:
+    """A fresh entry for the record's list of attempts."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "host": socket.gethostname(),
+        "stages": stages,
+        "status": "running",
+    }
+
+
+def git_revision() -> str | None:
+    """Revision of the source tree the package runs from, with `-dirty` when it was changed; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    answer = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() or None if answer.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())

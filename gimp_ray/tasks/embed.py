@@ -1,0 +1,121 @@
+"""Work over a cohort: CLS_pat, class probabilities and the mean patch of every case, from whole bags, shared among the ranks.
+
+Memory is bounded by one bag. Left out: metrics and figures, which are made from the tables written here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from gimp_ray.cohort import CohortStore
+from gimp_ray.config import Config, build_config
+from gimp_ray.engine.protocol import Record, World
+from gimp_ray.feed.batches import read_ahead
+from gimp_ray.feed.plan import CohortIndex, index_cases
+from gimp_ray.feed.windows import read_bags
+from gimp_ray.models import GiMP, GiMPClassifier
+from gimp_ray.run_folder import whole_file
+from gimp_ray.tasks.gene_side import encode_cases
+from gimp_ray.tasks.image_side import SavedModel, load_model
+from gimp_ray.tasks.planned import open_store, shared_out
+from gimp_ray.tasks.scores import by_case
+
+
+class CohortEmbedding:
+    """Embeds cases of a store with a pre-trained or fine-tuned model.
+
+    Args:
+        config: the run's config as plain data; its `store` is embedded.
+        model: the model file (`.safetensors`, its card beside it).
+        out: Parquet file to write: case_id, part, label, cls_pat, mean_patch, and with a fine-tuned model prob_<class>.
+        parts: parts of the config's split to embed; None embeds every case of the store, and part is then null.
+    """
+
+    name = "embed"
+
+    def __init__(self, config: dict[str, Any], model: str, out: str, parts: list[str] | None) -> None:
+        self.config: Config = build_config(config)
+        self.model_file, self.out, self.parts = Path(model), Path(out), parts
+        self.store: CohortStore = open_store(self.config)
+
+    @cached_property
+    def part_of(self) -> dict[str, str | None]:
+        """The cases to embed, with the part each stands in."""
+        if self.parts is None:
+            return dict.fromkeys(self.store.cases["case_id"].to_pylist())
+        split = self.store.split(self.config.split.scheme, self.config.split.fold)
+        return {case: name for name in self.parts for case in getattr(split, name)}
+
+    @torch.no_grad()
+    def run(self, world: World) -> list[Record]:
+        saved = load_model(self.model_file, self.store)
+        model = _rebuild(saved).to(world.device).eval()
+        index = index_cases(self.store, list(self.part_of))
+        mine = shared_out(index, world.rank, world.size)
+        ids = [str(index.case_ids[case]) for case in mine]
+        cls_ge = encode_cases(saved.side, self.store, ids, world.device) if saved.side is not None and ids else None
+        records = []
+        for place, (case, patches) in enumerate(read_ahead(self._bags(index, mine), self.config.feed.ahead)):
+            genes = {} if cls_ge is None else {"cls_ge": cls_ge[place : place + 1]}
+            out = model(torch.from_numpy(patches).to(world.device), **genes)
+            record: Record = {
+                "case_id": ids[place],
+                "label": int(index.labels[case]),
+                "cls_pat": out.cls_pat[0].float().cpu().numpy(),
+                "mean_patch": patches[0].mean(axis=0, dtype=np.float32),
+            }
+            logits: Tensor | None = getattr(out, "logits", None)
+            if logits is not None:
+                record["probabilities"] = torch.softmax(logits[0].double(), dim=-1).cpu().tolist()
+            records.append(record)
+        return records
+
+    def write(self, records: list[Record]) -> None:
+        ordered = by_case(records)
+        classes = list(self.store.classes)
+        columns: dict[str, Any] = {
+            "case_id": pa.array([record["case_id"] for record in ordered], pa.string()),
+            "part": pa.array([self.part_of[record["case_id"]] for record in ordered], pa.string()),
+            "label": pa.array([classes[record["label"]] for record in ordered], pa.string()),
+            "cls_pat": _vectors([record["cls_pat"] for record in ordered]),
+            "mean_patch": _vectors([record["mean_patch"] for record in ordered]),
+        }
+        if "probabilities" in ordered[0]:
+            for number, name in enumerate(classes):
+                columns[f"prob_{name}"] = pa.array([record["probabilities"][number] for record in ordered], pa.float64())
+        with whole_file(self.out) as aside:
+            pq.write_table(pa.table(columns), aside)
+
+    def _bags(self, index: CohortIndex, cases: list[int]) -> Iterator[Any]:
+        for case in cases:
+            patches, _ = read_bags(self.store, index, np.array([case]), self.config.feed.threads)
+            yield case, patches
+
+
+def _rebuild(saved: SavedModel) -> nn.Module:
+    """The model of a file with its weights: fine-tuned where it has a head, else pre-trained."""
+    encoder = None if saved.side is None else saved.side.encoder
+    aggregator = saved.aggregator()
+    model: nn.Module
+    if "hidden" in saved.card:
+        gene_dim = 0 if saved.side is None else saved.side.dim
+        classes = len(saved.card["classes"])
+        model = GiMPClassifier(aggregator, encoder, classes, aggregator.dim, hidden=saved.card["hidden"], gene_dim=gene_dim)
+    else:
+        model = GiMP(aggregator, encoder, saved.card["patch_dim"])
+    model.load_state_dict(saved.weights)
+    return model
+
+
+def _vectors(rows: list[np.ndarray]) -> pa.FixedSizeListArray:
+    flat = np.concatenate(rows).astype(np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(rows[0]))

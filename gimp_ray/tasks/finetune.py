@@ -1,0 +1,134 @@
+"""Stage `finetune`: an MLP head on CLS_pat over whole bags, evaluated on validation after every epoch, the best epoch kept (section 3).
+
+A case's bag is all its slides one after another. The gene encoder stays frozen unless the config says otherwise.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gimp_ray.engine.protocol import Record, Tensors, World
+from gimp_ray.feed.batches import read_ahead
+from gimp_ray.feed.plan import Batching, Row
+from gimp_ray.feed.windows import Arrays, read_bags
+from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
+from gimp_ray.tasks.gene_side import GeneSide, encode_cases, load_gene_side
+from gimp_ray.tasks.image_side import load_model, make_aggregator, model_card
+from gimp_ray.tasks.planned import PlannedTask, seeded, shared_out
+from gimp_ray.tasks.scores import case_record, selection_score, validation_figures
+
+
+class Finetuning(PlannedTask):
+    """Cross-entropy over whole bags; natural mini-batches, every training case once an epoch."""
+
+    name = "finetune"
+    needs = ("patches",)
+    cls_ge: Tensor | None = None
+    validation_cls_ge: Tensor | None = None
+
+    @property
+    def batching(self) -> Batching:
+        return Batching(balance="natural", size=self.config.finetune.batch_size, accumulate=self.settings.accumulate)
+
+    def read(self, row: Row) -> Arrays:
+        patches, valid = read_bags(self.store, self.index, row.case, self.config.feed.threads)
+        arrays: Arrays = {"patches": patches, "valid": valid, "label": self.labels_of(row.case), "case": row.case}
+        if self._genes_train:
+            assert self.side is not None
+            arrays["genes"] = self.side.read(self.store, self.index.case_ids[row.case].tolist())
+        return arrays
+
+    def build(self, device: torch.device) -> nn.Module:
+        aggregator = self._start[0]
+        if self.side is not None and self.config.finetune.freeze_genes:
+            self.cls_ge = encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
+            if self.validation is not None:
+                self.validation_cls_ge = encode_cases(self.side, self.store, self.validation.case_ids.tolist(), device)
+        seeded(self.seed)
+        aggregator = aggregator or self._fresh_aggregator()
+        encoder = None if self.side is None else self.side.encoder
+        model = GiMPClassifier(
+            aggregator,
+            freeze(encoder) if encoder is not None and self.config.finetune.freeze_genes else encoder,
+            len(self.store.classes),
+            aggregator.dim,
+            hidden=(self.config.finetune.hidden,),
+            dropout=self.config.finetune.dropout,
+            gene_dim=0 if self.side is None else self.side.dim,
+        )
+        return model.to(device)
+
+    def loss(self, model: nn.Module, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
+        out = model(batch["patches"], valid=batch["valid"], **self._gene_arguments(batch, self.cls_ge))
+        accuracy = (out.logits.argmax(dim=-1) == batch["label"]).float().mean()
+        return F.cross_entropy(out.logits.float(), batch["label"]), {"accuracy": accuracy}
+
+    def validate(self, model: nn.Module, world: World) -> list[Record] | None:
+        index = self.validation
+        if index is None:
+            return None
+
+        def bags() -> Any:
+            for case in shared_out(index, world.rank, world.size):
+                yield case, read_bags(self.store, index, np.array([case]), self.config.feed.threads)
+
+        records = []
+        for case, (patches, valid) in read_ahead(bags(), self.config.feed.ahead):
+            batch = {"patches": torch.from_numpy(patches).to(world.device), "case": torch.tensor([case], device=world.device)}
+            if self._genes_train:
+                assert self.side is not None
+                batch["genes"] = torch.from_numpy(self.side.read(self.store, [str(index.case_ids[case])])).to(world.device)
+            genes = self._gene_arguments(batch, self.validation_cls_ge)
+            del valid  # a bag alone has no padding
+            out = model(batch["patches"], **genes)
+            records.append(case_record(str(index.case_ids[case]), int(index.labels[case]), out.logits[0]))
+        return records
+
+    def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
+        figures = validation_figures(records)
+        return figures, selection_score(figures, self.config.finetune.select)
+
+    def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
+        finetune = self.config.finetune
+        card = model_card(self.config, self.store, self.side) | {"hidden": [finetune.hidden], "init": finetune.init}
+        return dict(model.state_dict()), card
+
+    @property
+    def _genes_train(self) -> bool:
+        return not self.config.finetune.freeze_genes and self.side is not None
+
+    def _gene_arguments(self, batch: Tensors, cls_ge: Tensor | None) -> dict[str, Tensor]:
+        if self.side is None:
+            return {}
+        if self._genes_train:
+            return {"genes": batch["genes"]}
+        assert cls_ge is not None
+        return {"cls_ge": cls_ge[batch["case"]]}
+
+    def _fresh_aggregator(self) -> PatchAggregator:
+        assert self.store.dim is not None
+        return make_aggregator(self.store.dim, self.config.model)
+
+    @property
+    def side(self) -> GeneSide | None:
+        """The gene side; readable without `build`, as reads in other processes need it."""
+        return self._start[1]
+
+    @cached_property
+    def _start(self) -> tuple[PatchAggregator | None, GeneSide | None]:
+        """The trained aggregator, None to start from fresh weights, and the gene side."""
+        init = self.config.finetune.init
+        if init != "scratch":
+            saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else Path(init), self.store)
+            return saved.aggregator(), saved.side
+        if self.config.genes.encoder == "none" or not self.store.num_genes:
+            return None, None
+        given = self.config.genes.checkpoint
+        return None, load_gene_side(Path(given) if given else self.run.model_file("genes"), self.store)

@@ -1,0 +1,126 @@
+"""What the trained stages share: an open store, the training split's index, and the plan's rows.
+
+Left out: models, objectives and reads, which each task brings itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gimp_ray.cohort import CohortStore
+from gimp_ray.config import Config, TrainConfig, build_config
+from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.feed.plan import Batching, CohortIndex, EpochPlan, Row, epoch_plan, index_cases, row_of, steps_per_epoch
+from gimp_ray.run_folder import RunFolder
+
+# stages of one run draw their plans and their dropout from different streams
+STAGE_SEEDS = {"genes": 1, "pretrain": 2, "finetune": 3}
+
+
+class PlannedTask:
+    """A task over a split of a store whose epochs come from the plan.
+
+    Args:
+        config: the run's config as plain data (`Config.model_dump()`).
+        run: the run folder.
+    """
+
+    name: str
+    # None: the store may hold either modality alone
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, config: dict[str, Any], run: str) -> None:
+        self.config: Config = build_config(config)
+        self.run = RunFolder(Path(run))
+        self.store = open_store(self.config)
+        self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._check_modalities()
+
+    @cached_property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Case ids of `train`, `val` and `test`."""
+        split = self.store.split(self.config.split.scheme, self.config.split.fold)
+        return {"train": split.train, "val": split.val, "test": split.test}
+
+    @cached_property
+    def index(self) -> CohortIndex:
+        return index_cases(self.store, self.training_cases())
+
+    @cached_property
+    def validation(self) -> CohortIndex | None:
+        return index_cases(self.store, self.parts["val"]) if self.parts["val"] else None
+
+    @property
+    def settings(self) -> TrainConfig:
+        return self.config.stage_train(self.name)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed * 10 + STAGE_SEEDS[self.name]
+
+    @property
+    def batching(self) -> Batching:
+        raise AssertionError("each task says how its mini-batches are composed")
+
+    def training_cases(self) -> tuple[str, ...]:
+        return self.parts["train"]
+
+    def steps_per_epoch(self, world_size: int) -> int:
+        return steps_per_epoch(self.batching, self.index, world_size)
+
+    def total_steps(self, world_size: int) -> int:
+        return self.settings.epochs * self.steps_per_epoch(world_size)
+
+    def row(self, step: int, rank: int, world_size: int) -> Row:
+        epoch, inside = divmod(step, self.steps_per_epoch(world_size))
+        return row_of(self._plan(epoch, world_size), epoch, inside, rank)
+
+    def _make_plan(self, epoch: int, world_size: int) -> EpochPlan:
+        return epoch_plan(self.seed, epoch, world_size, self.index, self.batching)
+
+    def labels_of(self, cases: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.index.labels[cases]
+
+    def _check_modalities(self) -> None:
+        have = {"patches": self.store.dim is not None, "genes": self.store.num_genes > 0}
+        for modality in self.needs:
+            if not have[modality]:
+                raise InputError(
+                    f"stage '{self.name}' needs {modality}, and the store has none",
+                    file=self.store.path,
+                    fix=f"ingest again with --{modality}",
+                )
+
+
+def open_store(config: Config) -> CohortStore:
+    """The config's store.
+
+    Raises:
+        ConfigError: no store was named.
+    """
+    if config.store is None:
+        raise ConfigError("no store was given", expected="store: PATH", found="nothing", fix="add --store STORE, or store: in the config")
+    return CohortStore.open(config.store)
+
+
+def shared_out(index: CohortIndex, rank: int, world_size: int) -> list[int]:
+    """The case numbers one rank works on; the largest bags first, so that ranks end together."""
+    order = np.argsort(-index.case_patches(), kind="stable") if len(index.slide_ids) else np.arange(index.num_cases)
+    return [int(case) for case in order[rank::world_size]]
+
+
+def in_chunks(items: NDArray[np.str_] | list[str] | tuple[str, ...], size: int) -> Iterator[list[str]]:
+    for at in range(0, len(items), size):
+        yield [str(item) for item in items[at : at + size]]
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Seed torch for starting weights, and return its generator."""
+    return torch.manual_seed(seed)

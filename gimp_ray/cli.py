@@ -69,7 +69,7 @@ def ingest(ctx: click.Context, config: Path | None, **given: Any) -> None:
     Example:
       gimp ingest --patches FEATURES --genes fpkm.tsv --cases cases.csv --out store --gene-unit FPKM --strict
     """
-    from gimp_ray.cohort import IngestOptions, ingest_cohort
+    from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 
     tree = (read_yaml(config) if config else {}) | {k: v for k, v in given.items() if v is not None} | _plain(_overrides(ctx.args))
     places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits")}
@@ -91,7 +91,7 @@ def check(store: str, deep: bool) -> None:
     Example:
       gimp check store --deep
     """
-    from gimp_ray.cohort import check_store
+    from gimp_ray.cohort.check import check_store
 
     report = check_store(store, deep=deep)
     click.echo(str(report))
@@ -179,6 +179,35 @@ _run_verb(
 )
 _run_verb("evaluate", "Evaluate a fine-tuned run: predictions, intervals, reference rows, figures.", "gimp evaluate --run runs/a")
 _run_verb("run", "All stages in order from one config, then evaluation and report.", "gimp run --config run.yaml --run runs/a")
+
+
+@main.command(context_settings=ANY_KEYS)
+@click.option("--store", help="The cohort store.")
+@click.option("--run", "run_dir", required=True, help="Folder of the search: its trials, trials.json and best.yaml.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with the config every trial starts from.")
+@click.option("--space", type=click.Path(path_type=Path), help="YAML: config key -> {uniform: [low, high]} | {loguniform: ...} | {choice: [...]}.")
+@click.option("--trials", type=int, help="How many trials.")
+@click.option("--concurrent", type=int, help="Trials at a time.")
+@click.option("--metric", help="accuracy or auroc of the probe on validation.")
+@click.pass_context
+def sweep(ctx: click.Context, store: str | None, run_dir: str, config: Path | None, space: Path | None, **given: Any) -> None:
+    """Search config keys with Ray Tune: by default masking ratio, window length L, margin and learning rate.
+
+    \b
+    Example:
+      gimp sweep --store store --run sweeps/a --trials 8 --train.epochs 20
+    """
+    from gimp_ray.sweeps.search import SweepConfig, search
+
+    overrides = _overrides(ctx.args) | ({"store": store} if store else {}) | {"run": run_dir}
+    settings = {key: value for key, value in given.items() if value is not None}
+    if space is not None:
+        settings["space"] = read_yaml(space)
+    try:
+        folder = search(load_config(config, overrides), SweepConfig(**settings))
+    except ValidationError as error:
+        raise ConfigError("the search is not well described", file=space, found=str(error.errors()[0]["msg"])) from None
+    click.echo(f"sweep: done, see {folder / 'trials.json'} and {folder / 'best.yaml'}")
 
 
 @main.command(context_settings=ANY_KEYS)

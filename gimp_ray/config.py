@@ -216,7 +216,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _something_is_masked(self) -> Config:
         if round(self.mask.ratio * self.window.length) < 1:
-            raise ValueError("round(mask.ratio * window.length) must be at least 1: nothing would be masked")
+            raise ValueError("mask.ratio times window.length must round to at least 1, or nothing is masked")
+        return self
+
+    @model_validator(mode="after")
+    def _triplets_exist(self) -> Config:
+        balanced = self.batch.balance == "classes" and self.triplet.weight > 0
+        if balanced and (self.batch.classes < 2 or self.batch.cases_per_class < 2):
+            raise ValueError("batch.classes and batch.cases_per_class must be at least 2, or no mini-batch has a triplet (triplet.weight: 0 switches it off)")
         return self
 
     def stage_train(self, stage: str) -> TrainConfig:
@@ -370,6 +377,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 def _explain(error: ValidationError, file: str | Path | None) -> ConfigError:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    key = key or first["msg"].removeprefix("Value error, ").split()[0]
     others = [".".join(str(part) for part in e["loc"]) for e in error.errors()[1:]]
     also = f"; also wrong: {', '.join(others)}" if others else ""
     if first["type"] == "extra_forbidden":

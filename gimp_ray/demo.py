@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gimp_ray import pipeline
-from gimp_ray.cohort import IngestOptions, ingest_cohort
+from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config import load_config
 from gimp_ray.run_folder import RunFolder

@@ -65,7 +65,7 @@ def run_all(config: Config) -> RunFolder:
 def embed(config: Config, model: Path, out: Path) -> Path:
     """CLS_pat of every case of the config's store under a trained model, as a Parquet file."""
     job = _embed_job(config, model, out, None)
-    run_jobs([job], _run_folder(config, default=out.parent), _workers(config))
+    run_jobs([job], _run_folder(config, default=out.parent), workers_of(config))
     return out
 
 
@@ -73,6 +73,12 @@ def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = No
     """The config of a run folder, with a file and overrides laid over it; defaults for a new folder."""
     saved = RunFolder(run).config_file
     return load_config(file, overrides | {"run": str(run)}, base=read_yaml(saved) if saved.exists() else None)
+
+
+def embed_parts(config: Config, model: Path, out: Path, parts: list[str]) -> Path:
+    """CLS_pat of some parts of the config's split, as a Parquet file."""
+    run_jobs([_embed_job(config, model, out, parts)], _run_folder(config), workers_of(config))
+    return out
 
 
 def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:
@@ -84,7 +90,7 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
     _check_early(jobs)
     with _attempt(run, stages):
         embeds = _evaluation_jobs(config, run) if evaluated else []
-        outcome = run_jobs(jobs + embeds, run, _workers(config))
+        outcome = run_jobs(jobs + embeds, run, workers_of(config))
         if outcome == "done" and evaluated:
             from gimp_ray.report_run import score_run
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.errors import InputError
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays, read_masks, read_windows
@@ -30,6 +31,17 @@ class GimpPretraining(PlannedTask):
     needs = ("patches",)
     side: GeneSide | None = None
     cls_ge: Tensor | None = None
+
+    def __init__(self, config: dict[str, Any], run: str) -> None:
+        super().__init__(config, run)
+        if self.config.triplet.weight > 0 and len(self.store.classes) < 2:
+            raise InputError(
+                "triplets need two classes, and the store has one",
+                file=self.store.path,
+                expected="at least two labels in the case table",
+                found=f"{list(self.store.classes)}",
+                fix="set triplet.weight: 0 to pre-train on masked patches alone",
+            )
 
     @property
     def batching(self) -> Batching:

@@ -1,0 +1,1 @@
+"""Searches of runs on Ray Tune."""

@@ -1,7 +1,7 @@
 """Patient-level bootstrap intervals: how far a metric would move with other patients.
 
-Patients are drawn with replacement, with all rows of a patient; a resample is a vector of weights, so that all metrics of
-all resamples are a few matrix products (1,000 resamples of 200 cases: hundredths of a second). A resample without a
+Patients are drawn with replacement, with all rows of a patient; a resample is a vector of weights, so that all metrics
+of all resamples are a few matrix products (1,000 resamples of 200 cases: hundredths of a second). A resample without a
 class does not count for a metric that needs the class. The interval is the 2.5 % to 97.5 % percentile. It covers the
 choice of patients only: not the seed, not the split. Shapes: R resamples, N rows, C classes. Left out: bias-corrected
 (BCa) intervals, tests of significance.
@@ -42,8 +42,8 @@ def bootstrap_intervals(
         seed: of the draw.
 
     Returns:
-        {metric: {"value", "low", "high"}} for accuracy, balanced_accuracy, macro_f1 and auroc, and {"recall": {class: the
-        same}}. All three are None where a metric is not defined; `auroc` then also has a "reason".
+        {metric: {"value", "low", "high"}} for accuracy, balanced_accuracy, macro_f1 and auroc, and
+        {"recall": {class: the same}}. All three are None where a metric is not defined; `auroc` then has a "reason".
 
     Raises:
         InputError: shapes do not fit, or a value is not usable.

@@ -1,7 +1,7 @@
 """Metrics of a classifier on one set of cases, by scikit-learn.
 
-What a class that no case has means for them is said once, here: it has no recall, averages over classes leave it out, and
-AUROC is not defined (None, with the reason). Shapes: N cases, C classes. Left out: intervals (`intervals.py`).
+What a class that no case has means for them is said once, here: it has no recall, averages over classes leave it out,
+and AUROC is not defined (None, with the reason). Shapes: N cases, C classes. Left out: intervals (`intervals.py`).
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
         embeds = _evaluation_jobs(config, run) if evaluated else []
         outcome = run_jobs(jobs + embeds, run, workers_of(config))
         if outcome == "done" and evaluated:
-            from gimp_ray.report_run import score_run
+            from gimp_ray.scoring import score_run
 
             score_run(run, config, store)
     from gimp_ray.reports import write_report
@@ -125,7 +125,8 @@ def _genes_first(config: Config) -> list[str]:
     return ["genes"]
 
 
-def _workers(config: Config) -> Workers:
+def workers_of(config: Config) -> Workers:
+    """How the config's workers are launched."""
     train, feed, checkpoint = config.train, config.feed, config.checkpoint
     return Workers(
         count=train.workers,

@@ -1,0 +1,239 @@
+"""`check_store`: is a store what its manifest says? Every finding is PASS, WARN or FAIL, with the file and the fix.
+
+Shallow: manifest, tables and their hashes, counts, footers of the part files, splits, orphan files. Deep: every
+slide's SHA-256, and NaN or Inf anywhere. Left out: repairing; a damaged store is copied or ingested again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from gimp_ray.cohort import check_patches
+from gimp_ray.cohort.manifest import FILE, Manifest, gene_list_sha256, read_manifest
+from gimp_ray.cohort.schema import TABLES, table_schema
+from gimp_ray.cohort.splits import check_rows, rows_of
+from gimp_ray.cohort.tables import file_sha256
+from gimp_ray.errors import InputError
+
+PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
+REPAIR = "copy the store again from where it is whole, or ingest the sources again"
+_OPTIONAL_FILES = ("ingest_report.json",)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    level: str
+    what: str
+    file: str | None = None
+    fix: str | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.level}  {self.what}",
+            f"file: {self.file}" if self.file else "",
+            f"fix: {self.fix}" if self.fix else "",
+        ]
+        return "\n      ".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The findings on a store; `ok` when none is a FAIL."""
+
+    path: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.level != FAIL for finding in self.findings)
+
+    def __str__(self) -> str:
+        counts = {level: sum(f.level == level for f in self.findings) for level in (PASS, WARN, FAIL)}
+        end = "the store is sound" if self.ok else "the store is NOT sound"
+        lines = [f"Store {self.path}", *(str(finding) for finding in self.findings)]
+        return "\n".join([*lines, f"{end}: {counts[PASS]} passed, {counts[WARN]} warnings, {counts[FAIL]} failed"])
+
+    def raise_if_bad(self) -> None:
+        """InputError with the first failure."""
+        for finding in self.findings:
+            if finding.level == FAIL:
+                raise InputError(
+                    f"the store is not sound: {finding.what}", file=finding.file or self.path, fix=finding.fix
+                )
+
+
+def check_store(path: str | os.PathLike[str], deep: bool = False) -> CheckReport:
+    """Check the store at a local path; never raises for what is wrong with the store, but reports it.
+
+    Args:
+        path: the store.
+        deep: read every patch and value too.
+    """
+    root = Path(path).absolute()
+    try:
+        manifest = read_manifest(pafs.LocalFileSystem(), str(root))
+    except InputError as error:
+        what = error.what + (f": {error.found}" if error.found else "")
+        return CheckReport(str(root), (Finding(FAIL, what, error.file, error.fix or REPAIR),))
+    findings = [Finding(PASS, f"manifest: layout version {manifest.version}")]
+    tables = {name: _table(root, name, manifest, findings) for name in TABLES if name not in ("manifest", "patches")}
+    _check_cases(root, tables["cases"], manifest, findings)
+    _check_genes(root, tables["genes"], tables["expression"], manifest, deep, findings)
+    _check_splits(root, tables["splits"], tables["cases"], findings)
+    if tables["slides"] is not None and manifest.dim is not None:
+        _check_slides(root, tables["slides"], tables["cases"], manifest, findings)
+        for level, what, file in check_patches.findings(root, tables["slides"], manifest, deep):
+            findings.append(Finding(level, what, file, None if level == PASS else REPAIR))
+    _check_orphans(root, tables["slides"], manifest, findings)
+    return CheckReport(str(root), tuple(findings))
+
+
+def _table(root: Path, name: str, manifest: Manifest, findings: list[Finding]) -> pa.Table | None:
+    """A table as stored, with findings on its presence, hash, schema and order; None where there is none."""
+    schema = table_schema(name)
+    path = root / schema.stored_as
+    expected = manifest.tables.get(schema.stored_as)
+    if expected is None:
+        needed = {"cases": True, "slides": manifest.dim is not None, "splits": False}.get(name, manifest.num_genes > 0)
+        if needed:
+            findings.append(Finding(FAIL, f"the manifest names no {schema.stored_as}", str(root / FILE), REPAIR))
+        return None
+    if not path.is_file():
+        findings.append(Finding(FAIL, f"{schema.stored_as} is missing", str(path), REPAIR))
+        return None
+    if file_sha256(path) != expected:
+        findings.append(
+            Finding(FAIL, f"{schema.stored_as} was changed: its hash is not the manifest's", str(path), REPAIR)
+        )
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        findings.append(Finding(FAIL, f"{schema.stored_as} cannot be read: {error}", str(path), REPAIR))
+        return None
+    problems = schema.differences(table.schema, num_genes=manifest.num_genes)
+    problems += _order_problems(table, schema.sorted_by)
+    if problems:
+        findings.append(Finding(FAIL, f"{schema.stored_as}: {'; '.join(problems)}", str(path), REPAIR))
+        return None
+    findings.append(Finding(PASS, f"{schema.stored_as}: {table.num_rows:,} rows, schema version {schema.version}"))
+    return table
+
+
+def _order_problems(table: pa.Table, sorted_by: tuple[str, ...]) -> list[str]:
+    if not sorted_by or not set(sorted_by) <= set(table.column_names):
+        return []
+    keys = list(zip(*(table[name].to_pylist() for name in sorted_by), strict=True))
+    if any(a >= b for a, b in itertools.pairwise(keys)):
+        return [f"the rows are not sorted by {', '.join(sorted_by)}, or one stands twice"]
+    return []
+
+
+def _check_cases(root: Path, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
+    if cases is None:
+        return
+    labels = set(cases["label"].to_pylist())
+    problems = []
+    if cases.num_rows != manifest.num_cases:
+        problems.append(f"{cases.num_rows} cases, the manifest says {manifest.num_cases}")
+    if None in labels or "" in labels:
+        problems.append("a case has no label")
+    if sorted(label for label in labels if label) != sorted(manifest.classes):
+        problems.append(
+            f"labels {', '.join(sorted(map(str, labels)))}, the manifest says {', '.join(manifest.classes)}"
+        )
+    _add(findings, problems, f"cases: {cases.num_rows:,}, every one with a label", root / "cases.parquet")
+    if len(manifest.classes) < 2:
+        what = f"one class only ({', '.join(manifest.classes)}): nothing to tell apart"
+        findings.append(Finding(WARN, what, str(root / "cases.parquet")))
+
+
+def _check_genes(
+    root: Path,
+    genes: pa.Table | None,
+    expression: pa.Table | None,
+    manifest: Manifest,
+    deep: bool,
+    findings: list[Finding],
+) -> None:
+    if genes is None or expression is None:
+        return
+    ids = genes["gene_id"].to_pylist()
+    problems = []
+    if len(ids) != manifest.num_genes or genes["position"].to_pylist() != list(range(len(ids))):
+        problems.append(f"{len(ids)} genes, the manifest says {manifest.num_genes}, positions 0, 1, ...")
+    if gene_list_sha256(ids) != manifest.gene_list_sha256:
+        problems.append("the gene list is not the manifest's")
+    if expression.num_rows != manifest.num_cases:
+        problems.append(f"expression of {expression.num_rows} cases, the manifest says {manifest.num_cases}")
+    _add(findings, problems, f"genes: {len(ids):,}, expression of every case", root / "genes.parquet")
+    if deep:
+        bad = [
+            row[0].as_py()
+            for row in zip(expression["case_id"], expression["values"], strict=True)
+            if not np.isfinite(np.frombuffer(row[1].as_py(), "<f4")).all()
+        ]
+        problems = [f"expression holds NaN or Inf in {len(bad)} cases: {', '.join(bad[:10])}"] if bad else []
+        _add(findings, problems, "expression: all values finite", root / "expression.parquet")
+
+
+def _check_splits(root: Path, splits: pa.Table | None, cases: pa.Table | None, findings: list[Finding]) -> None:
+    path = root / "splits.parquet"
+    if splits is None:
+        findings.append(
+            Finding(WARN, "no split is stored", str(root), "ingest with at least three patients, or with a split table")
+        )
+        return
+    problems = []
+    try:
+        check_rows(rows_of(splits), path)
+    except InputError as error:
+        problems.append(f"{error.what}: {error.found}")
+    unknown = set(splits["case_id"].to_pylist()) - set(cases["case_id"].to_pylist() if cases is not None else [])
+    if unknown and cases is not None:
+        problems.append(f"cases the store does not have: {', '.join(sorted(unknown)[:10])}")
+    _add(findings, problems, "splits: no patient in two parts of a fold", path)
+
+
+def _check_slides(
+    root: Path, slides: pa.Table, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]
+) -> None:
+    n_patches = sum(slides["n_patches"].to_pylist())
+    problems = []
+    if (slides.num_rows, n_patches) != (manifest.num_slides, manifest.num_patches):
+        said = f"{manifest.num_slides} slides and {manifest.num_patches} patches"
+        problems.append(f"{slides.num_rows} slides and {n_patches} patches, the manifest says {said}")
+    if cases is not None:
+        of_slides, known = set(slides["case_id"].to_pylist()), set(cases["case_id"].to_pylist())
+        if of_slides != known:
+            odd = ", ".join(sorted(of_slides ^ known)[:10])
+            problems.append(f"slides and cases do not belong together: {odd}")
+    _add(
+        findings,
+        problems,
+        f"slides: {slides.num_rows:,} with {n_patches:,} patches, every case has one",
+        root / "slides.parquet",
+    )
+
+
+def _check_orphans(root: Path, slides: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
+    known = {FILE, *_OPTIONAL_FILES, *manifest.tables, *(set(slides["file"].to_pylist()) if slides is not None else ())}
+    found = sorted(str(p.relative_to(root).as_posix()) for p in root.rglob("*") if p.is_file())
+    orphans = [name for name in found if name not in known]
+    if orphans:
+        what = f"{len(orphans)} files do not belong to the store: {', '.join(orphans[:10])}"
+        findings.append(Finding(WARN, what, str(root / orphans[0]), "remove them"))
+
+
+def _add(findings: list[Finding], problems: list[str], fine: str, path: Path) -> None:
+    """One PASS, or a FAIL for every problem."""
+    findings += [Finding(FAIL, problem, str(path), REPAIR) for problem in problems] or [Finding(PASS, fine)]

@@ -1,0 +1,74 @@
+"""Reading expression.parquet by case: only the row groups that hold the cases asked for.
+
+Left out: writing it (`tables.py`) and caching it (a training run keeps what it needs).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from gimp_ray.errors import InputError
+
+FILE = "expression.parquet"
+
+
+class ExpressionReader:
+    """Reads rows of a store's expression table; threads may share it."""
+
+    def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
+        self._filesystem, self._path = filesystem, f"{root}/{FILE}"
+        self._lock = threading.Lock()
+        self._footer: pq.FileMetaData | None = None
+        self._starts = np.zeros(0, dtype=np.int64)
+
+    def read(self, case_ids: Sequence[str], rows: Sequence[int], num_genes: int) -> np.ndarray:
+        """Expression of `case_ids`, which stand at `rows` of the table: (n, num_genes) float32, in the order given."""
+        file = self._open()
+        values = np.empty((len(rows), num_genes), dtype=np.float32)
+        wanted = np.asarray(rows, dtype=np.int64)
+        groups = np.searchsorted(self._starts, wanted, side="right") - 1
+        for group in np.unique(groups).tolist():
+            ids, block = self._row_group(file, group, num_genes)
+            for position in np.flatnonzero(groups == group).tolist():
+                row = int(wanted[position] - self._starts[group])
+                # keyed by id: the place is where to look, the id decides
+                if row >= len(ids) or ids[row] != case_ids[position]:
+                    raise self._damaged(f"case {case_ids[position]} in row {wanted[position]}")
+                values[position] = block[row]
+        return values
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            local = isinstance(self._filesystem, pafs.LocalFileSystem)
+            source = pa.memory_map(self._path) if local else self._filesystem.open_input_file(self._path)
+            with self._lock:
+                if self._footer is None:
+                    footer = pq.ParquetFile(source).metadata
+                    sizes = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+                    self._starts, self._footer = np.cumsum([0, *sizes])[:-1], footer
+            return pq.ParquetFile(source, metadata=self._footer)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged("a readable Parquet table", str(error)) from error
+
+    def _row_group(self, file: pq.ParquetFile, group: int, num_genes: int) -> tuple[list[str], np.ndarray]:
+        """The case ids and the (rows, num_genes) float32 values of a row group."""
+        try:
+            table = file.read_row_group(group, columns=["case_id", "values"], use_threads=False).combine_chunks()
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(f"row group {group}", str(error)) from error
+        packed = table["values"].chunk(0)
+        if packed.type != pa.binary(4 * num_genes):
+            raise self._damaged(f"{num_genes} values a case", str(packed.type))
+        flat = np.frombuffer(packed.buffers()[1], dtype="<f4")
+        block = flat[packed.offset * num_genes : (packed.offset + len(packed)) * num_genes].reshape(-1, num_genes)
+        return table["case_id"].to_pylist(), block
+
+    def _damaged(self, expected: str, found: str | None = None) -> InputError:
+        fix = "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
+        return InputError("the store is damaged", file=self._path, expected=expected, found=found, fix=fix)

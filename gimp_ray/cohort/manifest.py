@@ -1,0 +1,143 @@
+"""The manifest: what a store says about itself, and the fingerprint of what it holds.
+
+The fingerprint hashes contents, not files: two ingests of the same sources have the same one, whatever the part
+files, the compression, the number of workers or the day. Left out: checking it against the files (`check.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from gimp_ray.cohort.schema import LAYOUT_VERSION, table_schema
+from gimp_ray.errors import InputError
+
+FORMAT = "gimp-ray cohort store"
+FILE = "manifest.json"
+
+# columns of slides.parquet that say where bytes lie, not what they are
+_PLACES = ("file", "first_row_group")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`; the fields' meanings and units stand in `storage_schemas/manifest.json`."""
+
+    format: str
+    version: int
+    created_by: str
+    created_at: str
+    dim: int | None
+    dtype: str
+    row_group_rows: int
+    compression: str
+    patch_order: str
+    encoder: str | None
+    coordinates: str | None
+    num_cases: int
+    num_slides: int
+    num_patches: int
+    num_genes: int
+    gene_unit: str | None
+    gene_list_sha256: str | None
+    classes: tuple[str, ...]
+    tables: dict[str, str]
+    schema_versions: dict[str, int]
+    fingerprint: str
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+def read_manifest(filesystem: pafs.FileSystem, root: str) -> Manifest:
+    """Read and validate `root/manifest.json`; InputError when there is no usable store."""
+    path = f"{root}/{FILE}"
+    try:
+        with filesystem.open_input_stream(path) as stream:
+            text = stream.read().decode("utf-8")
+    except FileNotFoundError:
+        raise InputError(
+            "this is not a cohort store: it has no manifest",
+            file=path,
+            expected="a folder written by `gimp ingest`",
+            found="a folder without manifest.json" if _is_folder(filesystem, root) else "nothing at this path",
+            fix="give the path of a store, or make one with `gimp ingest`",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("the store's manifest cannot be read", file=path, found=str(error)) from error
+    return parse_manifest(text, path)
+
+
+def parse_manifest(text: str, path: str) -> Manifest:
+    """The manifest in `text`; `path` is named in refusals."""
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, "a JSON object", str(error)) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else document
+        raise _damaged(path, f"format: {FORMAT!r}", repr(found))
+    if document.get("version") != LAYOUT_VERSION:
+        raise InputError(
+            "the store's layout is of another version",
+            file=path,
+            expected=f"version {LAYOUT_VERSION}",
+            found=f"version {document.get('version')}",
+            fix="ingest the sources again with this version of gimp-ray, or open the store with the one that wrote it",
+        )
+    row = {**document, "tables": _pairs(document, "tables"), "schema_versions": _pairs(document, "schema_versions")}
+    try:
+        # Arrow is a strict judge of types and nulls, and the schema file stays the one source of truth
+        table = pa.Table.from_pylist([row], schema=table_schema("manifest").arrow())
+        table.validate(full=True)
+        missing = [f.name for f in table.schema if not f.nullable and table[f.name].null_count]
+        if missing:
+            raise ValueError(f"no value for {', '.join(missing)}")
+        known = {field.name: document[field.name] for field in dataclasses.fields(Manifest)}
+    except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
+        raise _damaged(path, "the fields of storage_schemas/manifest.json", str(error)) from error
+    return Manifest(**{**known, "classes": tuple(known["classes"])})
+
+
+def content_sha256(table: pa.Table) -> str:
+    """SHA-256 of a small table's values by column, apart from where bytes lie; independent of Parquet and Arrow."""
+    digest = hashlib.sha256()
+    for field in table.schema:
+        if field.name in _PLACES:
+            continue
+        digest.update(f"{field.name}:{field.type}:".encode())
+        for chunk in table[field.name].chunks:
+            values = chunk.to_pylist()
+            digest.update("".join(json.dumps(v, default=str, ensure_ascii=False) + "\n" for v in values).encode())
+    return digest.hexdigest()
+
+
+def gene_list_sha256(gene_ids: Sequence[str]) -> str:
+    """SHA-256 of the gene ids in order, each followed by a newline."""
+    return hashlib.sha256("".join(f"{gene}\n" for gene in gene_ids).encode()).hexdigest()
+
+
+def store_fingerprint(content: dict[str, str], **meaning: object) -> str:
+    """SHA-256 over the tables' content hashes (`slides` has the slides' own) and what gives values their meaning."""
+    document = {"content": content, "meaning": meaning, "layout": LAYOUT_VERSION}
+    return hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _pairs(document: dict[str, object], key: str) -> list[tuple[str, object]]:
+    value = document.get(key)
+    return list(value.items()) if isinstance(value, dict) else []
+
+
+def _damaged(path: str, expected: str, found: str) -> InputError:
+    fix = "ingest the sources again; a store is never edited by hand"
+    return InputError("the store's manifest is damaged", file=path, expected=expected, found=found, fix=fix)
+
+
+def _is_folder(filesystem: pafs.FileSystem, root: str) -> bool:
+    return filesystem.get_file_info(root).type == pafs.FileType.Directory

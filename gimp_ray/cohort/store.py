@@ -1,0 +1,311 @@
+"""`CohortStore`: open a store, list its cases and slides, read windows, bags, genes and splits.
+
+Everything is asked for by id and checked on the way. Reads go to the row groups they need. A store may be shared by
+threads and sent to other processes, which open the files themselves. Left out: writing (`ingest.py`), judging a store
+(`check.py`), choosing windows (the feed).
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from gimp_ray.cohort.expression import ExpressionReader
+from gimp_ray.cohort.manifest import Manifest, read_manifest
+from gimp_ray.cohort.parts import PartReader, embeddings_of
+from gimp_ray.cohort.schema import ROW_GROUP_ROWS, table_schema
+from gimp_ray.cohort.splits import Split, schemes_of, split_of
+from gimp_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class _Index:
+    """The small tables and what finds a row in them; loaded once a process."""
+
+    manifest: Manifest
+    cases: pa.Table
+    slides: pa.Table
+    gene_ids: list[str]
+    splits: pa.Table
+    case_column: pa.Array
+    slide_column: pa.Array
+    first_row_group: np.ndarray
+    n_patches: np.ndarray
+
+
+class CohortStore:
+    """A cohort on disk or in object storage, opened with `CohortStore.open(path)`."""
+
+    def __init__(self, path: str, expected_fingerprint: str | None = None) -> None:
+        self._path = path
+        self._expected_fingerprint = expected_fingerprint
+        self._filesystem, self._root = resolve(path)
+        self._parts = PartReader(self._filesystem, self._root)
+        self._lock = threading.RLock()
+        self._loaded: _Index | None = None
+        self._expression = ExpressionReader(self._filesystem, self._root)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> CohortStore:
+        """Open the store at `path` (a local path or a URI such as `s3://bucket/store`).
+
+        Raises:
+            InputError: there is no store, its layout is of another version, or a table is damaged.
+        """
+        text = os.fspath(path)
+        store = cls(text if "://" in text else str(Path(text).absolute()))
+        _ = store._index
+        return store
+
+    def __repr__(self) -> str:
+        return f"CohortStore({self._path!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # files are opened again, when first used, where the pickle arrives
+        return (CohortStore, (self._path, self.fingerprint))
+
+    @property
+    def path(self) -> str:
+        """Where the store is."""
+        return self._path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the store says about itself."""
+        return self._index.manifest
+
+    @property
+    def cases(self) -> pa.Table:
+        """One row a case, sorted by case_id (`storage_schemas/cases.json`)."""
+        return self._index.cases
+
+    @property
+    def slides(self) -> pa.Table:
+        """One row a slide, sorted by slide_id (`storage_schemas/slides.json`); no rows in a gene-only store."""
+        return self._index.slides
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels, sorted."""
+        return self.manifest.classes
+
+    @property
+    def dim(self) -> int | None:
+        """Embedding width D; None in a store without patches."""
+        return self.manifest.dim
+
+    @property
+    def gene_ids(self) -> list[str]:
+        """The genes in the order of the expression values; empty in a store without genes."""
+        return list(self._index.gene_ids)
+
+    @property
+    def num_genes(self) -> int:
+        """Number of genes G; 0 in a store without genes."""
+        return self.manifest.num_genes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the store holds; equal content has an equal fingerprint."""
+        return self.manifest.fingerprint
+
+    @property
+    def split_schemes(self) -> dict[str, tuple[int, ...]]:
+        """The stored split schemes and their folds."""
+        return schemes_of(self._index.splits)
+
+    def read_window(self, slide_id: str, start: int, length: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Embeddings of patches `start` to `start + length - 1` of a slide, in stored order, without wrap-around.
+
+        Args:
+            slide_id: a slide of the store.
+            start: first patch, from 0.
+            length: number of patches, at least 1.
+            out: a (length, D) float16 array to fill and return, such as a view of pinned memory.
+
+        Returns:
+            (length, D) float16.
+
+        Raises:
+            InputError: unknown slide, a window that reaches beyond the slide, a misfit `out`, a damaged file.
+        """
+        row = self._slide_row(slide_id)
+        self._check_window(row, slide_id, start, length)
+        dim = self.dim or 0
+        if out is None:
+            out = np.empty((length, dim), dtype=np.float16)
+        elif out.shape != (length, dim) or out.dtype != np.float16:
+            found = f"{out.shape} {out.dtype}"
+            raise InputError("`out` does not fit the window", expected=f"({length}, {dim}) float16", found=found)
+        done = 0
+        for array, skip, take in self._pieces(row, start, length, "embedding"):
+            out[done : done + take] = embeddings_of(array, dim)[skip : skip + take]
+            done += take
+        return out
+
+    def read_bag(self, slide_id: str) -> np.ndarray:
+        """All embeddings of a slide: (N, D) float16 in stored order."""
+        return self.read_window(slide_id, 0, int(self._index.n_patches[self._slide_row(slide_id)]))
+
+    def read_coords(self, slide_id: str, start: int = 0, length: int | None = None) -> np.ndarray:
+        """Coordinates of a window, or of all patches from `start`: (n, 2) int32, x and y; -1 where they are unknown.
+
+        The unit is the slide's `coord_unit`, pixels of level 0 as a rule.
+        """
+        row = self._slide_row(slide_id)
+        length = int(self._index.n_patches[row]) - start if length is None else length
+        self._check_window(row, slide_id, start, length)
+        coords = np.empty((length, 2), dtype=np.int32)
+        for axis, column in enumerate(("x", "y")):
+            done = 0
+            for array, skip, take in self._pieces(row, start, length, column):
+                coords[done : done + take, axis] = array.to_numpy(zero_copy_only=False)[skip : skip + take]
+                done += take
+        return coords
+
+    def read_genes(self, case_ids: Sequence[str]) -> np.ndarray:
+        """Expression of the cases in the order asked, cases may repeat: (n, G) float32 in the manifest's gene_unit.
+
+        Raises:
+            InputError: a store without genes, or a case it does not have.
+        """
+        if not self.num_genes:
+            fix = "ingest the cohort with a gene matrix"
+            raise InputError("the store has no gene expression", file=self._path, fix=fix)
+        rows = [self._case_row(case_id) for case_id in case_ids]
+        return self._expression.read(case_ids, rows, self.num_genes)
+
+    def split(self, scheme: str, fold: int) -> Split:
+        """The case ids of a fold, checked: known cases, and no patient in two parts.
+
+        Raises:
+            InputError: unknown scheme or fold, a patient in two parts (named), a case the store does not have.
+        """
+        index = self._index
+        return split_of(
+            index.splits, scheme, fold, set(index.case_column.to_pylist()), file=f"{self._path}/splits.parquet"
+        )
+
+    @property
+    def _index(self) -> _Index:
+        if self._loaded is None:
+            with self._lock:
+                if self._loaded is None:
+                    self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> _Index:
+        manifest = read_manifest(self._filesystem, self._root)
+        if self._expected_fingerprint not in (None, manifest.fingerprint):
+            raise InputError(
+                "the store was replaced while it was in use",
+                file=self._path,
+                expected=f"fingerprint {self._expected_fingerprint}",
+                found=f"fingerprint {manifest.fingerprint}",
+                fix="start the run again",
+            )
+        cases = self._table("cases", manifest).combine_chunks()
+        slides = self._table("slides", manifest).combine_chunks()
+        genes = self._table("genes", manifest)
+        return _Index(
+            manifest=manifest,
+            cases=cases,
+            slides=slides,
+            gene_ids=genes["gene_id"].to_pylist(),
+            splits=self._table("splits", manifest),
+            case_column=_single(cases["case_id"]),
+            slide_column=_single(slides["slide_id"]),
+            first_row_group=slides["first_row_group"].to_numpy(),
+            n_patches=slides["n_patches"].to_numpy(),
+        )
+
+    def _table(self, name: str, manifest: Manifest) -> pa.Table:
+        """A small table; one without rows where the store has no such table."""
+        schema = table_schema(name)
+        if schema.stored_as not in manifest.tables:
+            return schema.arrow().empty_table()
+        path = f"{self._root}/{schema.stored_as}"
+        try:
+            table = pq.read_table(path, filesystem=self._filesystem, partitioning=None)
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(schema.stored_as, "a readable Parquet table", str(error)) from error
+        problems = schema.differences(table.schema)
+        if problems:
+            raise self._damaged(schema.stored_as, f"the columns of storage_schemas/{name}.json", "; ".join(problems))
+        return table
+
+    def _pieces(self, row: int, start: int, length: int, column: str) -> Iterator[tuple[pa.Array, int, int]]:
+        """(Arrow array, rows to skip, rows to take) for each row group of a window, in order."""
+        index = self._index
+        first = int(index.first_row_group[row])
+        groups = range(first + start // ROW_GROUP_ROWS, first + (start + length - 1) // ROW_GROUP_ROWS + 1)
+        name = index.slides["file"][row].as_py()
+        skip, left = start % ROW_GROUP_ROWS, length
+        for array in self._parts.batches(name, groups, column):
+            take = min(len(array) - skip, left)
+            if take > 0:
+                yield array, skip, take
+                left -= take
+            skip = max(0, skip - len(array))
+        if left:
+            raise self._damaged(
+                name, f"{length} patches from {start} on in row groups {groups}", f"{left} patches fewer"
+            )
+
+    def _slide_row(self, slide_id: str) -> int:
+        row = _find(self._index.slide_column, slide_id)
+        if row is None:
+            fix = "`CohortStore.slides` lists them; ingest_report.json says what was left out and why"
+            raise InputError("the store has no such slide", file=self._path, case=slide_id, fix=fix)
+        return row
+
+    def _case_row(self, case_id: str) -> int:
+        row = _find(self._index.case_column, case_id)
+        if row is None:
+            fix = "`CohortStore.cases` lists them; ingest_report.json says what was left out and why"
+            raise InputError("the store has no such case", file=self._path, case=case_id, fix=fix)
+        return row
+
+    def _check_window(self, row: int, slide_id: str, start: int, length: int) -> None:
+        n_patches = int(self._index.n_patches[row])
+        if start < 0 or length < 1 or start + length > n_patches:
+            raise InputError(
+                "the window is not within the slide",
+                file=self._path,
+                case=slide_id,
+                expected=f"start >= 0, length >= 1, start + length <= {n_patches}",
+                found=f"start {start}, length {length}",
+            )
+
+    def _damaged(self, name: str, expected: str, found: str) -> InputError:
+        fix = "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
+        return InputError("the store is damaged", file=f"{self._path}/{name}", expected=expected, found=found, fix=fix)
+
+
+def resolve(path: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a local path or URI, and the path on it without a trailing slash."""
+    if "://" in path:
+        filesystem, root = pafs.FileSystem.from_uri(path)
+    else:
+        filesystem, root = pafs.LocalFileSystem(), str(Path(path).absolute())
+    return filesystem, root.rstrip("/")
+
+
+def _single(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def _find(column: pa.Array, value: str) -> int | None:
+    """Row of `value` in a sorted string column (a dict of 10^6 ids would cost every worker 100 MB)."""
+    row = bisect.bisect_left(range(len(column)), value, key=lambda i: column[i].as_py())
+    return row if row < len(column) and column[row].as_py() == value else None

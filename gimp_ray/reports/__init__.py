@@ -1,0 +1,8 @@
+"""Figures and `summary.md` of a run, made from its run folder alone.
+
+Left out: computing metrics (`gimp_ray.evaluation`), and anything that needs the store or a model.
+"""
+
+from gimp_ray.reports.summary import write_report
+
+__all__ = ["write_report"]

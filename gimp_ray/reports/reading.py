@@ -1,0 +1,120 @@
+"""What a report is made of: a run folder's files, read as far as they exist.
+
+A run that has only begun has few of them; what is missing is None or empty here, what is damaged is refused by name.
+Left out: checkpoints and models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from gimp_ray.errors import InputError
+from gimp_ray.run_folder import STAGES, RunFolder, read_json
+
+Lines = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run folder in memory."""
+
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    record: dict[str, Any]
+    """`run.json`"""
+    logs: dict[str, Lines]
+    """stage -> lines of its metrics log, stages in order"""
+    metrics: dict[str, Any] | None
+    predictions: pa.Table | None
+    embeddings: dict[str, pa.Table]
+    """`finetune`, `pretrain` -> CLS_pat by case"""
+
+    @property
+    def transductive(self) -> bool:
+        """Whether pre-training saw cases that are reported on."""
+        said = (self.metrics or {}).get("transductive")
+        return bool(said if said is not None else self.setting("split.transductive"))
+
+    def setting(self, key: str) -> Any:
+        """A config value by its dotted key, None where it is not set."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        return value
+
+
+def read_run(run_dir: Path) -> RunData:
+    """Read what there is of a run folder.
+
+    Raises:
+        InputError: the folder does not exist, or a file in it cannot be read.
+    """
+    run = RunFolder(run_dir)
+    if not run.path.is_dir():
+        raise InputError("the run folder does not exist", file=run.path, fix="give the folder of a run")
+    tables = {"finetune": "embeddings.parquet", "pretrain": "embeddings_pretrain.parquet"}
+    embeddings = {name: _table(run.evaluation / file) for name, file in tables.items()}
+    return RunData(
+        path=run.path,
+        config=_yaml(run.config_file),
+        environment=_json(run.path / "environment.json") or {},
+        record=_json(run.record_file) or {},
+        logs={stage: _lines(run.metrics_log(stage)) for stage in STAGES if run.metrics_log(stage).exists()},
+        metrics=_json(run.evaluation / "metrics.json"),
+        predictions=_table(run.evaluation / "predictions.parquet"),
+        embeddings={name: table for name, table in embeddings.items() if table is not None},
+    )
+
+
+def vectors(table: pa.Table, column: str = "cls_pat") -> NDArray[np.float32]:
+    """A list column as (rows, width) float32."""
+    lists = table[column].combine_chunks()
+    rows = len(lists)
+    return np.asarray(lists.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(rows, -1 if rows else 0)
+
+
+def _json(file: Path) -> Any:
+    return read_json(file) if file.exists() else None
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError("the file is not valid YAML", file=file, found=str(error)) from error
+    return tree if isinstance(tree, dict) else {}
+
+
+def _table(file: Path) -> pa.Table | None:
+    if not file.exists():
+        return None
+    try:
+        return pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            "the table cannot be read", file=file, found=str(error), fix="evaluate the run again"
+        ) from error
+
+
+def _lines(file: Path) -> Lines:
+    """Lines of a metrics log; a torn last line, left by a run that was killed, ends it."""
+    import json
+
+    lines: Lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

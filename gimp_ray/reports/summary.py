@@ -1,0 +1,219 @@
+"""`summary.md` of a run: what was done, to which data, what came out, how to do it again; one page for a colleague.
+
+Written for a pathologist who did not run it. Everything comes from the run folder; what the folder does not hold yet is
+said to be missing. Left out: comparisons of several runs.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from gimp_ray.reports import tables
+from gimp_ray.reports.figures import confusion_figure, curves_figure, save_figure, tsne_figure
+from gimp_ray.reports.reading import RunData, read_run, vectors
+from gimp_ray.run_folder import RunFolder, write_text
+
+EMBEDDING_TITLES = {
+    "pretrain": "CLS_pat after pre-training, by case",
+    "finetune": "CLS_pat after fine-tuning, by case",
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Draw the figures of a run and write its `summary.md`; both may be made again at any time.
+
+    Args:
+        run_dir: a run folder, finished or not.
+
+    Returns:
+        Path of `summary.md`.
+
+    Raises:
+        InputError: the folder does not exist, or a file in it is damaged.
+    """
+    run = read_run(Path(run_dir))
+    figures = _draw(run)
+    sections = [
+        _head(run),
+        _what_was_run(run),
+        _data(run),
+        _results(run),
+        _pictures(figures),
+        _time(run),
+        _choices(run),
+        _environment(run),
+        _rerun(run),
+    ]
+    summary = run.path / "summary.md"
+    write_text(summary, "\n\n".join(section for section in sections if section) + "\n")
+    return summary
+
+
+def _draw(run: RunData) -> dict[str, str]:
+    """Writes the figures; returns file name -> what it shows."""
+    folder = RunFolder(run.path).figures
+    drawn: dict[str, str] = {}
+    note = " (transductive run)" if run.transductive else ""
+    table, classes = run.predictions, _classes(run)
+    if table is not None and table.num_rows:
+        part = (run.metrics or {}).get("part", "test")
+        rows = [row for row in table.select(["part", "label", "predicted"]).to_pylist() if row["part"] in (part, None)]
+        if rows:
+            labels, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
+            figure = confusion_figure(labels, predicted, classes, f"GiMP, {part} cases{note}")
+            drawn[save_figure(figure, folder / "confusion_matrix.png").name] = f"Confusion matrix of the {part} cases"
+    for stage, embedding in run.embeddings.items():
+        title = EMBEDDING_TITLES[stage] + note
+        labels = embedding["label"].to_pylist()
+        figure = tsne_figure(
+            vectors(embedding), labels, classes or sorted(set(labels)), title, embedding["part"].to_pylist()
+        )
+        drawn[save_figure(figure, folder / f"tsne_{stage}.png").name] = f"Map (t-SNE) of {title}"
+    for stage, lines in run.logs.items():
+        curves = curves_figure(stage, lines)
+        if curves is not None:
+            drawn[save_figure(curves, folder / f"curves_{stage}.png").name] = f"Training curves of stage {stage}"
+    return drawn
+
+
+def _classes(run: RunData) -> list[str]:
+    named = (run.metrics or {}).get("classes") or _store(run).get("classes") or []
+    seen: set[str] = set()
+    for table in (run.predictions, *run.embeddings.values()):
+        if table is not None:
+            seen |= set(table["label"].to_pylist())
+            seen |= set(table["predicted"].to_pylist()) if "predicted" in table.column_names else set()
+    return [*named, *sorted(seen - set(named))]
+
+
+def _head(run: RunData) -> str:
+    title = f"# Run {run.path.resolve().name}"
+    return f"{title}\n\n{tables.TRANSDUCTIVE}" if run.transductive else title
+
+
+def _what_was_run(run: RunData) -> str:
+    lines = ["## What was run", ""]
+    lines.append(
+        "GiMP learns one vector per patient from slide patches and gene expression: first a gene encoder, then "
+        "pre-training on both together, then fine-tuning to tell the classes apart."
+    )
+    attempts = run.record.get("attempts") or []
+    if attempts:
+        last = attempts[-1]
+        lines.append(
+            f"\nLast command: `{last.get('command', '?')}`, started {last.get('started', '?')}, "
+            f"{last.get('status', '?')}."
+        )
+        if len(attempts) > 1:
+            lines.append(f"The run was continued: {len(attempts)} attempts in all.")
+    if run.setting("seed") is not None:
+        lines.append(
+            f"\nSeed {run.setting('seed')}, {run.setting('train.workers')} worker(s), "
+            f"precision {run.setting('train.precision')}."
+        )
+    return "\n".join(lines)
+
+
+def _data(run: RunData) -> str:
+    store = _store(run)
+    rows: list[list[Any]] = []
+    for key, name in (("cases", "cases"), ("slides", "slides"), ("patches", "patches"), ("genes", "genes")):
+        if store.get(key) is not None:
+            rows.append([name, f"{store[key]:,}" if isinstance(store[key], int) else store[key]])
+    if store.get("dim"):
+        rows.append(["patch embedding", f"width {store['dim']}, encoder {store.get('encoder') or 'not said'}"])
+    if store.get("gene_unit"):
+        rows.append(["unit of genes", store["gene_unit"]])
+    if _classes(run):
+        rows.append(["classes", ", ".join(_classes(run))])
+    if run.setting("split.scheme") is not None:
+        rows.append(["split", f"{run.setting('split.scheme')}, fold {run.setting('split.fold')}, by patient"])
+    rows += _part_rows(run)
+    if store.get("fingerprint"):
+        rows.append(["store fingerprint", f"`{store['fingerprint']}`"])
+    return f"## Data\n\n{tables.markdown_table(['what', 'value'], rows)}" if rows else "## Data\n\nNot recorded yet."
+
+
+def _part_rows(run: RunData) -> list[list[Any]]:
+    """How many cases of each class each part has, as far as tables by case tell."""
+    table = run.embeddings.get("finetune") or run.predictions
+    if table is None:
+        return []
+    counted = Counter(zip(table["part"].to_pylist(), table["label"].to_pylist(), strict=True))
+    rows = []
+    for part in ("train", "val", "test"):
+        counts = {label: count for (where, label), count in sorted(counted.items(), key=str) if where == part}
+        if counts:
+            each = ", ".join(f"{label} {count}" for label, count in counts.items())
+            rows.append([f"{part} cases", f"{sum(counts.values())} ({each})"])
+    return rows
+
+
+def _results(run: RunData) -> str:
+    if not run.metrics or not run.metrics.get("rows"):
+        return "## Results\n\nNot evaluated yet: run `gimp evaluate`."
+    notes = (
+        "How to read it: the two lower rows are simple methods, fitted on the same training cases. *Genes alone* is "
+        "often nearly as good as anything (RNA separates LUAD from LUSC almost perfectly), and *mean-pooled patches* "
+        "shows what an image gives without attention. Where intervals overlap widely, this many patients cannot tell "
+        "the methods apart. The intervals hold for other patients, not for other seeds or splits."
+    )
+    missing = (
+        ""
+        if len(run.metrics["rows"]) > 1
+        else "\n\nThe reference rows were switched off; without them the figure cannot be judged."
+    )
+    results = tables.results_table(run.metrics, run.transductive)
+    return f"## Results\n\n{results}\n\n{notes}{missing}\n\n{tables.recall_table(run.metrics, run.transductive)}"
+
+
+def _pictures(figures: dict[str, str]) -> str:
+    if not figures:
+        return ""
+    return "## Figures\n\n" + "\n\n".join(f"![{what}](figures/{name})\n\n*{what}.*" for name, what in figures.items())
+
+
+def _time(run: RunData) -> str:
+    table = tables.stages_table(run)
+    return f"## Time\n\n{table}" if table else ""
+
+
+def _choices(run: RunData) -> str:
+    if not run.config:
+        return ""
+    return (
+        "## Settings\n\nWhat the paper states; bold where this run differs:\n\n"
+        f"{tables.given_table(run)}\n\nWhat the paper leaves open, and what was chosen:\n\n{tables.choices_table(run)}"
+    )
+
+
+def _environment(run: RunData) -> str:
+    environment = run.environment
+    if not environment:
+        return ""
+    libraries = environment.get("libraries") or {}
+    rows = [
+        [name, value]
+        for name, value in environment.items()
+        if name != "libraries" and not isinstance(value, dict | list)
+    ]
+    rows += [[name, version] for name, version in libraries.items() if version]
+    return f"## Environment\n\n{tables.markdown_table(['what', 'value'], rows)}"
+
+
+def _rerun(run: RunData) -> str:
+    config, name = shlex.quote(str(run.path / "config.yaml")), shlex.quote(f"{run.path}-again")
+    return (
+        "## How to run it again\n\n"
+        f"```\ngimp run --config {config} --run {name}\n```\n\n"
+        "The same config, store and seed give the same split, the same windows and the same masks. The same command "
+        "on this run folder only does what is left to do."
+    )
+
+
+def _store(run: RunData) -> dict[str, Any]:
+    store = run.record.get("store")
+    return store if isinstance(store, dict) else {}

@@ -156,7 +156,7 @@ def _results(run: RunData) -> str:
     if not run.metrics or not run.metrics.get("rows"):
         return "## Results\n\nNot evaluated yet: run `gimp evaluate`."
     notes = (
-        "How to read it: the two lower rows are simple methods, fitted on the same training cases. *Genes alone* is "
+        "How to read it: the reference rows are simple methods, fitted on the same training cases. *Genes alone* is "
         "often nearly as good as anything (RNA separates LUAD from LUSC almost perfectly), and *mean-pooled patches* "
         "shows what an image gives without attention. Where intervals overlap widely, this many patients cannot tell "
         "the methods apart. The intervals hold for other patients, not for other seeds or splits."

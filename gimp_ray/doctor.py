@@ -1,0 +1,280 @@
+"""Is this machine, or cluster, fit? Every check says PASS, WARN or FAIL, what was found, and what to do about it.
+
+A check never raises and never takes another down with it: whatever goes wrong inside becomes its own FAIL. FAIL means
+that `gimp run` would not work here; WARN that it would, but slower, smaller or without a feature. Ray is imported only
+to read its version, and a cluster is asked only where one is named. Left out: repairs, and speed (`benchmarks/`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Status = Literal["PASS", "WARN", "FAIL"]
+Finding = tuple[Status, str, str]
+
+OLDEST_PYTHON = (3, 11)
+OLDEST_RAY = (2, 60)
+OLDEST_TORCH = (2, 4)
+LIBRARIES = {"pyarrow": (17,), "h5py": (3, 10), "safetensors": (0, 4, 3), "numpy": (1, 26), "sklearn": (1, 4)}
+LOW_MEMORY_GIB, LOW_SHM_GIB, LOW_DISK_GIB = 4.0, 1.0, 10.0
+NEEDED_MEMORY_GIB, NEEDED_DISK_GIB = 1.0, 0.5
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding about the machine."""
+
+    name: str
+    status: Status
+    found: str
+    fix: str
+    """what to do; empty where nothing is to be done"""
+
+
+def run_checks(store: str | None = None, address: str | None = None, start_ray: bool = False) -> list[Check]:
+    """Check this machine.
+
+    Args:
+        store: a cohort store to open as well, a path or s3://...
+        address: a Ray cluster to ask for its resources (`auto` finds a running one).
+        start_ray: start a local Ray where no address is given, and ask that one; takes seconds.
+
+    Returns:
+        One `Check` a subject, in the order in which a user would repair them.
+    """
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("Python", _python),
+        ("PyTorch", _torch),
+        ("CUDA", _cuda),
+        ("libraries", _libraries),
+        ("Ray", _ray),
+        ("CPUs", _cpus),
+        ("memory", _memory),
+        ("shared memory", _shared_memory),
+        ("disk", _disk),
+        ("S3", lambda: _s3(store)),
+    ]
+    if address is not None or start_ray:
+        checks.append(("Ray cluster", lambda: _cluster(address)))
+    if store is not None:
+        checks.append(("store", lambda: _store(store)))
+    return [_isolated(name, check) for name, check in checks]
+
+
+def format_checks(checks: Iterable[Check]) -> str:
+    """Checks as text, one a line, the fix below where there is one."""
+    rows = list(checks)
+    width = max((len(check.name) for check in rows), default=0)
+    lines = []
+    for check in rows:
+        lines.append(f"{check.status}  {check.name:<{width}}  {check.found}")
+        if check.fix:
+            lines.append(f"      {'':<{width}}  -> {check.fix}")
+    counts = {status: sum(check.status == status for check in rows) for status in ("PASS", "WARN", "FAIL")}
+    verdict = "not fit: mend what FAILs first" if counts["FAIL"] else "fit"
+    lines.append(f"\n{counts['PASS']} PASS, {counts['WARN']} WARN, {counts['FAIL']} FAIL: {verdict}")
+    return "\n".join(lines)
+
+
+def _isolated(name: str, check: Callable[[], Finding]) -> Check:
+    try:
+        return Check(name, *check())
+    except Exception as error:  # a doctor that falls ill itself helps nobody
+        first_line = (str(error).splitlines() or [""])[0]
+        return Check(
+            name,
+            "FAIL",
+            f"the check itself failed: {type(error).__name__}: {first_line}",
+            "see the error; reinstall if in doubt",
+        )
+
+
+def _python() -> Finding:
+    found = platform.python_version()
+    if sys.version_info[:2] < OLDEST_PYTHON:
+        return "FAIL", found, f"use Python {_dotted(OLDEST_PYTHON)} or newer"
+    return "PASS", found, ""
+
+
+def _torch() -> Finding:
+    return _version_finding("torch", OLDEST_TORCH, "pip install 'torch>=2.4'")
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build of PyTorch"
+        fix = "training will use CPUs; for a GPU install its driver and a CUDA build of PyTorch"
+        return "WARN", f"no GPU visible ({build})", fix
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if not torch.cuda.is_bf16_supported():
+        return "WARN", f"{', '.join(names)}; no bf16", "keep train.precision at fp32 on this GPU"
+    return "PASS", f"{', '.join(names)}; bf16", ""
+
+
+def _libraries() -> Finding:
+    found, wrong = [], []
+    for name, oldest in LIBRARIES.items():
+        status, version, _ = _version_finding(name, oldest, "")
+        found.append(f"{name} {version}")
+        if status != "PASS":
+            wrong.append(f"{'scikit-learn' if name == 'sklearn' else name}>={_dotted(oldest)}")
+    if wrong:
+        return "FAIL", ", ".join(found), "pip install " + " ".join(f"'{one}'" for one in wrong)
+    return "PASS", ", ".join(found), ""
+
+
+def _ray() -> Finding:
+    return _version_finding("ray", OLDEST_RAY, "pip install 'ray[data,default,train,tune]>=2.60,<3'")
+
+
+def _cpus() -> Finding:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if usable < 2:
+        fix = "a worker takes one and Ray Data needs one: use train.workers: 0 (no Ray), or declare cluster.num_cpus: 2"
+        return "WARN", f"{usable} logical CPU", fix
+    return "PASS", f"{usable} logical CPUs; keep one free for Ray Data (at most {usable - 1} one-CPU workers)", ""
+
+
+def _memory() -> Finding:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free, found = memory.available / GIB, f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    if free < NEEDED_MEMORY_GIB:
+        return "FAIL", found, "close other programs, or use a larger machine"
+    if free < LOW_MEMORY_GIB:
+        return "WARN", found, "keep window.length, batch.cases_per_class and train.workers small"
+    return "PASS", found, ""
+
+
+def _shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
+    if not folder.is_dir():
+        return "WARN", "no /dev/shm", "Ray will keep its objects on disk, which is slow"
+    size = shutil.disk_usage(folder)
+    found = f"{size.free / GIB:.1f} of {size.total / GIB:.1f} GiB free in {folder}"
+    if size.free < LOW_SHM_GIB * GIB:
+        return "WARN", found, "in a container start it with --shm-size=4g or more; Ray keeps its objects there"
+    return "PASS", found, ""
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(Path.cwd()).free / GIB
+    found = f"{free:.1f} GiB free in the working folder"
+    if free < NEEDED_DISK_GIB:
+        return "FAIL", found, "free some space: checkpoints could not be written"
+    if free < LOW_DISK_GIB:
+        return (
+            "WARN",
+            found,
+            "a store takes 2 bytes a value (about 30 MB a slide of 15,000 patches); checkpoint.keep: 1 saves space",
+        )
+    return "PASS", found, ""
+
+
+def _s3(store: str | None) -> Finding:
+    source = _s3_credentials()
+    wanted = store is not None and store.startswith("s3://")
+    if not wanted:
+        if source is None:
+            return (
+                "WARN",
+                "no credentials found",
+                "only needed for stores on S3: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            )
+        return "PASS", source, ""
+    import s3fs
+
+    fix = "check the address, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, off AWS, AWS_ENDPOINT_URL"
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    # a doctor must answer: no long retries against an endpoint that is not there
+    patience = {"connect_timeout": 3, "read_timeout": 5, "retries": {"max_attempts": 1}}
+    try:
+        listed = s3fs.S3FileSystem(anon=source is None, endpoint_url=endpoint, config_kwargs=patience).ls(str(store))
+    except Exception as error:
+        return "FAIL", f"{store} cannot be listed: {type(error).__name__}", fix
+    return "PASS", f"{store} has {len(listed)} entries ({source or 'anonymous'})", ""
+
+
+def _s3_credentials() -> str | None:
+    """Where credentials come from, never what they are."""
+    if os.environ.get("AWS_ACCESS_KEY_ID") and os.environ.get("AWS_SECRET_ACCESS_KEY"):
+        return "credentials in the environment"
+    for name in ("AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
+        if os.environ.get(name):
+            return f"credentials by {name}"
+    file = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    return f"credentials in {file}" if file.is_file() else None
+
+
+def _cluster(address: str | None) -> Finding:
+    import ray
+
+    mine = not ray.is_initialized()
+    if mine:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address is None else None,
+        )
+    try:
+        total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node.get("Alive")]
+    finally:
+        if mine:
+            ray.shutdown()
+    found = f"{len(nodes)} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
+    if total.get("CPU", 0) < 2:
+        return "WARN", found, "a worker takes one CPU and Ray Data needs one: add a node, or declare more CPUs"
+    return "PASS", found, ""
+
+
+def _store(address: str) -> Finding:
+    from gimp_ray.cohort import CohortStore
+
+    try:
+        store = CohortStore.open(address)
+        manifest = store.manifest
+    except Exception as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        return "FAIL", first_line, "check the path; `gimp check` says more, `gimp ingest` writes a store"
+    found = (
+        f"{manifest.num_cases} cases, {manifest.num_slides} slides, {manifest.num_patches:,} patches, width {store.dim}"
+    )
+    return "PASS", found, ""
+
+
+def _version_finding(module: str, oldest: tuple[int, ...], fix: str) -> Finding:
+    try:
+        version = str(importlib.import_module(module).__version__)
+    except ImportError as error:
+        return "FAIL", f"cannot be imported: {error}", fix
+    if _numbers(version)[: len(oldest)] < oldest:
+        return "FAIL", version, fix or f"at least {_dotted(oldest)} is needed"
+    return "PASS", version, ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """`2.13.0+cpu` -> (2, 13, 0); stops at the first part that is no number."""
+    numbers = []
+    for part in version.partition("+")[0].split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers)
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))

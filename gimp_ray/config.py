@@ -276,6 +276,18 @@ def load_config(file: str | Path | None = None, overrides: dict[str, Any] | None
     return build_config(tree, file)
 
 
+def with_absolute_paths(config: Config) -> Config:
+    """The config with local paths made absolute, so that workers and later runs mean the same files."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
+
+    genes = config.genes.model_copy(update={"checkpoint": absolute(config.genes.checkpoint)})
+    init = config.finetune.init
+    finetune = config.finetune.model_copy(update={"init": init if init in ("pretrain", "scratch") else absolute(init)})
+    return config.model_copy(update={"store": absolute(config.store), "run": absolute(config.run), "genes": genes, "finetune": finetune})
+
+
 def build_config(tree: dict[str, Any], file: str | Path | None = None) -> Config:
     """Check a nested mapping and make it a config."""
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.config import Config, build_config, differences, load_config, read_yaml, to_yaml
+from gimp_ray.config import Config, build_config, differences, load_config, read_yaml, to_yaml, with_absolute_paths
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
 from gimp_ray.errors import ConfigError, InputError
@@ -64,6 +64,7 @@ def run_all(config: Config) -> RunFolder:
 
 def embed(config: Config, model: Path, out: Path) -> Path:
     """CLS_pat of every case of the config's store under a trained model, as a Parquet file."""
+    config, model, out = with_absolute_paths(config), model.resolve(), out.resolve()
     job = _embed_job(config, model, out, None)
     run_jobs([job], _run_folder(config, default=out.parent), workers_of(config))
     return out
@@ -72,7 +73,7 @@ def embed(config: Config, model: Path, out: Path) -> Path:
 def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = None) -> Config:
     """The config of a run folder, with a file and overrides laid over it; defaults for a new folder."""
     saved = RunFolder(run).config_file
-    return load_config(file, overrides | {"run": str(run)}, base=read_yaml(saved) if saved.exists() else None)
+    return with_absolute_paths(load_config(file, overrides | {"run": str(run)}, base=read_yaml(saved) if saved.exists() else None))
 
 
 def embed_parts(config: Config, model: Path, out: Path, parts: list[str]) -> Path:
@@ -83,11 +84,12 @@ def embed_parts(config: Config, model: Path, out: Path, parts: list[str]) -> Pat
 
 def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:
     """Do the stages of a run that are not done, and the evaluation where asked."""
+    config = with_absolute_paths(config)
     run = _run_folder(config)
     store = open_store(config)
     _open_run(run, config, store)
     jobs = [Job(stage, TASKS[stage], {"config": config.model_dump(), "run": str(run.path)}) for stage in stages if not run.stage_done(stage)]
-    _check_early(jobs)
+    _check_early(jobs, config.train.workers)
     with _attempt(run, stages):
         embeds = _evaluation_jobs(config, run) if evaluated else []
         outcome = run_jobs(jobs + embeds, run, workers_of(config))
@@ -101,10 +103,10 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
     return run
 
 
-def _check_early(jobs: list[Job]) -> None:
+def _check_early(jobs: list[Job], workers: int) -> None:
     """Refuse what can be refused before a cluster is started: a split that leaks, a class without two cases, a missing modality."""
     for job in jobs:
-        job.factory(**job.arguments).total_steps(1)
+        job.factory(**job.arguments).plan.total_steps(max(1, workers))
 
 
 def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:
@@ -188,7 +190,7 @@ def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
                 file=run.path,
                 expected=str(before),
                 found=str(now),
-                fix="use the run's own config, or a new run folder",
+                fix="use the run's own config, or a new run folder (to stop early and go on later there is train.stop_after)",
             )
     fingerprint = run.record().get("store", {}).get("fingerprint")
     if begun and fingerprint is not None and fingerprint != store.fingerprint:

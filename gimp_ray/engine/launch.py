@@ -172,18 +172,25 @@ def start_ray(workers: Workers) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_METRICS_ENABLED": "0",
+        # lines printed by rank 0 would come twice, and relative paths would not mean what they meant
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }.items():
         os.environ.setdefault(name, value)
+    address = workers.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # nobody preempts a worker of one machine
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
     if ray.is_initialized():
         return
-    address = workers.address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=True)
         return
     needed = int(workers.count * workers.cpus) + 3
-    ray.init(num_cpus=workers.num_cpus or max(os.cpu_count() or 1, needed), include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+    # the dashboard's server also answers Train's own questions, which fill the log with warnings without it
+    ray.init(num_cpus=workers.num_cpus or max(os.cpu_count() or 1, needed), include_dashboard=True, logging_level="WARNING")
 
 
 def _use_gpu(workers: Workers) -> bool:
@@ -221,9 +228,11 @@ def _worker(config: dict[str, Any]) -> str:
     cores = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(config["threads"] or cores)
 
+    # all at once: their coordinators then start while the first stage is made ready
+    shards = {job.name: ray.train.get_dataset_shard(job.name) for job in config["jobs"] if job.trains}
+
     def make_batches(job: Job, task: TrainTask) -> Callable[[int], Any]:
-        shard = ray.train.get_dataset_shard(job.name)
-        return lambda start: shard_batches(shard, task, start, world.rank, world.size, config["ahead"])
+        return lambda start: shard_batches(shards[job.name], task, start, world.rank, world.size, config["ahead"])
 
     report = ray.train.report if config["report_epochs"] else None
     return _go_through(config["jobs"], RunFolder(Path(config["run"])), Saving(**config["saving"]), world, make_batches, report)

@@ -58,7 +58,7 @@ class _Stage:
     def __init__(self, task: TrainTask, world: World, run: RunFolder, saving: Saving) -> None:
         self.task, self.world, self.run, self.saving = task, world, run, saving
         self.settings = task.settings
-        self.steps_per_epoch = task.steps_per_epoch(world.size)
+        self.steps_per_epoch = task.plan.steps_per_epoch(world.size)
         self.model = task.build(world.device)
         self.optimizer = _adamw(self.model, self.settings)
         self.start = find_start(task, run, world.size)
@@ -95,7 +95,7 @@ def train(task: TrainTask, world: World, run: RunFolder, saving: Saving, batches
         GimpError: the loss is not finite; names stage, epoch, step and cases.
     """
     stage = _Stage(task, world, run, saving)
-    total = task.total_steps(world.size)
+    total = task.plan.total_steps(world.size)
     limit = min(total, (stage.settings.stop_after or stage.settings.epochs) * stage.steps_per_epoch)
     epoch_started = waiting_since = time.perf_counter()
     waited = 0.0
@@ -130,7 +130,7 @@ def find_start(task: TrainTask, run: RunFolder, world_size: int) -> Start:
         epoch, inside = divmod(step, state["steps_per_epoch"])
         accumulate = task.settings.accumulate
         inside = inside * state["world_size"] // world_size // accumulate * accumulate
-        step = epoch * task.steps_per_epoch(world_size) + inside
+        step = epoch * task.plan.steps_per_epoch(world_size) + inside
     return Start(step, path, state)
 
 
@@ -196,7 +196,7 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
 
 def _update(stage: _Stage, step: int) -> Tensor:
     settings = stage.settings
-    updates = stage.task.total_steps(stage.world.size) // settings.accumulate
+    updates = stage.task.plan.total_steps(stage.world.size) // settings.accumulate
     rate = learning_rate(settings, step // settings.accumulate, updates)
     for group in stage.optimizer.param_groups:
         group["lr"] = rate

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from gimp_ray.feed.plan import Row
+from gimp_ray.feed.plan import Plan, Row
 from gimp_ray.feed.windows import Arrays
 
 Tensors = dict[str, Tensor]
@@ -63,12 +63,8 @@ class TrainTask(Protocol):
     @property
     def settings(self) -> Settings: ...
 
-    def total_steps(self, world_size: int) -> int:
-        """Mini-batches of a rank over all epochs."""
-
-    def steps_per_epoch(self, world_size: int) -> int: ...
-
-    def row(self, step: int, rank: int, world_size: int) -> Row: ...
+    @property
+    def plan(self) -> Plan: ...
 
     def read(self, row: Row) -> Arrays: ...
 

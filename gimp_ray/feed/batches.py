@@ -21,28 +21,28 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from gimp_ray.feed.plan import Row
+from gimp_ray.feed.plan import Plan, Row
 from gimp_ray.feed.windows import Arrays
 
 ReadIn = Literal["worker", "ray_data"]
 
 
 class Source(Protocol):
-    """What the feed needs of a task: its plan and its reads. Rows of step `step` are counted over all epochs."""
+    """What the feed needs of a task: its plan and its reads."""
 
-    def total_steps(self, world_size: int) -> int: ...
-
-    def row(self, step: int, rank: int, world_size: int) -> Row: ...
+    @property
+    def plan(self) -> Plan: ...
 
     def read(self, row: Row) -> Arrays: ...
 
 
 Factory = Callable[..., Source]
+ROWS_A_TASK = 16  # of windows carried by Ray Data: a task costs more than a row
 
 
 def direct_batches(source: Source, start: int, rank: int, world_size: int, ahead: int) -> Iterator[tuple[Row, Arrays]]:
-    """Batches of a rank from step `start` on, without Ray."""
-    rows = (source.row(step, rank, world_size) for step in range(start, source.total_steps(world_size)))
+    """Batches of a rank from step `start` (counted over all epochs) on, without Ray."""
+    rows = (source.plan.row(step, rank, world_size) for step in range(start, source.plan.total_steps(world_size)))
     return read_ahead(((row, source.read(row)) for row in rows), ahead)
 
 
@@ -50,7 +50,7 @@ def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, wor
     """The Ray dataset of a stage's remaining steps.
 
     Args:
-        factory: an importable function that makes the source; called again in Ray's tasks.
+        factory: an importable function that makes the source; called again in Ray's tasks where they read.
         arguments: its JSON-like keyword arguments.
         start: first step, counted over all epochs.
         world_size: number of ranks.
@@ -59,12 +59,13 @@ def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, wor
     import ray
 
     # a callable dataset is made in the controller, where the driver's context does not hold
-    context = ray.data.DataContext.get_current()
-    context.target_max_block_size = 1
-    rows = max(0, make_source(factory, arguments).total_steps(world_size) - start) * world_size
-    make = functools.partial(_encode_rows, factory, json.dumps(dict(arguments)), start, world_size, read_in)
-    # few, long tasks: a task costs more than a row
-    blocks = max(1, min(rows, 64))
+    ray.data.DataContext.get_current().target_max_block_size = 1
+    plan = factory(**arguments).plan
+    rows = max(0, plan.total_steps(world_size) - start) * world_size
+    # plan rows are cheap: one long task, in a process that never imports torch; windows are read by many
+    blocks = 1 if read_in == "worker" else max(1, rows // ROWS_A_TASK)
+    source = (factory, json.dumps(dict(arguments))) if read_in == "ray_data" else None
+    make = functools.partial(_encode_rows, ray.put(plan), source, start, world_size)
     return ray.data.range(max(rows, world_size), override_num_blocks=blocks).map_batches(make, batch_size=None, batch_format="numpy")
 
 
@@ -131,24 +132,24 @@ def read_ahead(batches: Iterable[tuple[Row, Arrays]], ahead: int) -> Iterator[tu
         thread.join(timeout=5)
 
 
-def make_source(factory: Factory, arguments: Mapping[str, Any]) -> Source:
-    """The source, made once a process for the same arguments."""
-    return _cached_source(factory, json.dumps(dict(arguments), sort_keys=True))
-
-
 @functools.lru_cache(maxsize=8)
 def _cached_source(factory: Factory, arguments: str) -> Source:
     return factory(**json.loads(arguments))
 
 
-def _encode_rows(
-    factory: Factory, arguments: str, start: int, world_size: int, read_in: ReadIn, batch: dict[str, np.ndarray]
-) -> Iterator[pa.Table]:
-    source = make_source(factory, json.loads(arguments))
+@functools.lru_cache(maxsize=8)
+def _fetched(plan: Any) -> Plan:
+    import ray
+
+    return ray.get(plan)
+
+
+def _encode_rows(plan: Any, source: tuple[Factory, str] | None, start: int, world_size: int, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+    reader = None if source is None else _cached_source(*source)
     for number in batch["id"]:
         step, rank = start + int(number) // world_size, int(number) % world_size
-        row = source.row(step, rank, world_size)
-        yield _encode(step, row, source.read(row) if read_in == "ray_data" else None)
+        row = _fetched(plan).row(step, rank, world_size)
+        yield _encode(step, row, None if reader is None else reader.read(row))
 
 
 def _encode(step: int, row: Row, arrays: Arrays | None) -> pa.Table:

@@ -205,6 +205,44 @@ def row_of(plan: EpochPlan, epoch: int, step: int, rank: int) -> Row:
     return Row(epoch, step, rank, plan.case[at], plan.slide[at], plan.start[at], plan.mask_seed[at])
 
 
+class Plan:
+    """All the epochs of a stage as rows: small enough to send to any process, and the same in each of them.
+
+    Args:
+        seed: of the stage.
+        epochs: how many.
+        index: the cases.
+        batching: how mini-batches are composed.
+    """
+
+    def __init__(self, seed: int, epochs: int, index: CohortIndex, batching: Batching) -> None:
+        self.seed, self.epochs, self.index, self.batching = seed, epochs, index, batching
+        self._last: tuple[tuple[int, int], EpochPlan] | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Plan, (self.seed, self.epochs, self.index, self.batching))
+
+    def steps_per_epoch(self, world_size: int) -> int:
+        """Mini-batches of a rank in an epoch."""
+        return steps_per_epoch(self.batching, self.index, world_size)
+
+    def total_steps(self, world_size: int) -> int:
+        """Mini-batches of a rank over all epochs."""
+        return self.epochs * self.steps_per_epoch(world_size)
+
+    def row(self, step: int, rank: int, world_size: int) -> Row:
+        """A rank's mini-batch of a step counted over all epochs."""
+        epoch, inside = divmod(step, self.steps_per_epoch(world_size))
+        return row_of(self._epoch(epoch, world_size), epoch, inside, rank)
+
+    def _epoch(self, epoch: int, world_size: int) -> EpochPlan:
+        last = self._last  # read once: threads may share a plan
+        if last is None or last[0] != (epoch, world_size):
+            last = ((epoch, world_size), epoch_plan(self.seed, epoch, world_size, self.index, self.batching))
+            self._last = last
+        return last[1]
+
+
 def mask_positions(mask_seed: int, length: int, ratio: float) -> Ints:
     """(M,) sorted positions masked in a window: exactly round(ratio * length), from the seed alone."""
     generator = np.random.Generator(np.random.Philox(key=mask_seed))

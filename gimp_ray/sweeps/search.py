@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from gimp_ray import pipeline
-from gimp_ray.config import Config, Section, build_config, load_config, merge, to_yaml
+from gimp_ray.config import Config, Section, build_config, load_config, merge, to_yaml, with_absolute_paths
 from gimp_ray.engine.launch import start_ray
 from gimp_ray.errors import ConfigError, GimpError
 from gimp_ray.run_folder import RunFolder, write_json, write_text
@@ -51,7 +51,7 @@ def search(base: Config, sweep: SweepConfig) -> Path:
     if base.run is None or base.store is None:
         raise ConfigError("a search needs a store and a folder", expected="--store STORE --run SWEEPDIR", found="one of them missing")
     folder = Path(base.run).resolve()
-    tree = base.model_dump() | {"store": str(Path(base.store).resolve()) if "://" not in base.store else base.store}
+    tree = with_absolute_paths(base).model_dump()
     for key in sweep.space:
         _with(tree, {key: _example(key, sweep.space[key])})
     start_ray(pipeline.workers_of(base))

@@ -6,7 +6,7 @@ Left out: models, objectives and reads, which each task brings itself.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config, TrainConfig, build_config
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.feed.plan import Batching, CohortIndex, EpochPlan, Row, epoch_plan, index_cases, row_of, steps_per_epoch
+from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.run_folder import RunFolder
 
 # stages of one run draw their plans and their dropout from different streams
@@ -40,7 +40,6 @@ class PlannedTask:
         self.config: Config = build_config(config)
         self.run = RunFolder(Path(run))
         self.store = open_store(self.config)
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
         self._check_modalities()
 
     @cached_property
@@ -72,18 +71,9 @@ class PlannedTask:
     def training_cases(self) -> tuple[str, ...]:
         return self.parts["train"]
 
-    def steps_per_epoch(self, world_size: int) -> int:
-        return steps_per_epoch(self.batching, self.index, world_size)
-
-    def total_steps(self, world_size: int) -> int:
-        return self.settings.epochs * self.steps_per_epoch(world_size)
-
-    def row(self, step: int, rank: int, world_size: int) -> Row:
-        epoch, inside = divmod(step, self.steps_per_epoch(world_size))
-        return row_of(self._plan(epoch, world_size), epoch, inside, rank)
-
-    def _make_plan(self, epoch: int, world_size: int) -> EpochPlan:
-        return epoch_plan(self.seed, epoch, world_size, self.index, self.batching)
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan(self.seed, self.settings.epochs, self.index, self.batching)
 
     def labels_of(self, cases: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.index.labels[cases]

@@ -1,0 +1,64 @@
+"""What the tests share: a small synthetic cohort, ingested once, and settings that train in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# before torch is imported anywhere: two test machines' worth of threads help nothing on small tensors
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
+from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
+from gimp_ray.config import Config, load_config
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+TINY: dict[str, Any] = {
+    "train": {"epochs": 3, "workers": 0, "lr": 1e-3, "log_every": 1, "threads": 1},
+    "window": {"length": 48},
+    "batch": {"classes": 2, "cases_per_class": 2},
+    "model": {"dim": 16, "heads": 2, "dim_head": 8, "landmarks": 8, "residual_kernel": 5, "dropout": 0.1},
+    "genes": {"fragments": 20, "groups": 4, "heads": 2, "batch_size": 4, "train": {"epochs": 3, "lr": 1e-3}},
+    "finetune": {"batch_size": 3, "hidden": 8, "train": {"epochs": 3, "lr": 1e-3}},
+    "feed": {"ahead": 1, "threads": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def cohort_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic cohort as other tools' files: 20 cases, some with two slides, 40 to 160 patches of width 24, 100 genes."""
+    out = tmp_path_factory.mktemp("sources") / "cohort"
+    options = SynthOptions(
+        cases=20, genes=100, dim=24, min_patches=40, median_patches=80, max_patches=160, second_slide=0.3, seed=1
+    )
+    write_synthetic_cohort(out, options)
+    return out
+
+
+@pytest.fixture(scope="session")
+def store_path(cohort_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cohort's store; tests only read it."""
+    out = tmp_path_factory.mktemp("store") / "store"
+    ingest_cohort(
+        patches=cohort_sources / "patches",
+        genes=cohort_sources / "genes.tsv",
+        cases=cohort_sources / "cases.csv",
+        out=out,
+        options=IngestOptions(strict=True, gene_unit="FPKM", workers=1, progress=False),
+    )
+    return out
+
+
+@pytest.fixture
+def tiny(store_path: Path, tmp_path: Path) -> Config:
+    """A config that trains every stage in seconds, without Ray."""
+    return load_config(None, {"store": str(store_path), "run": str(tmp_path / "run")}, base=TINY)
+
+
+def changed(config: Config, **overrides: Any) -> Config:
+    """The config with dotted keys changed; `__` stands for the dot."""
+    return load_config(None, {key.replace("__", "."): value for key, value in overrides.items()}, base=config.model_dump())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from gimp_ray.models import GroupMSA, fit_fragments
+from gimp_ray.models.group_msa import SelfAttentionBlock
 
 
 def make(num_genes: int = 50, **changes) -> GroupMSA:
@@ -16,6 +17,25 @@ def make(num_genes: int = 50, **changes) -> GroupMSA:
 def test_shape_for_any_number_of_genes(num_genes):
     out = make(num_genes)(torch.randn(4, num_genes))
     assert out.shape == (4, 16) and torch.isfinite(out).all()
+
+
+def test_block_is_a_vanilla_pre_norm_block_read_at_its_first_token():
+    torch.manual_seed(0)
+    ours = SelfAttentionBlock(16, heads=4, ff_mult=2.0, dropout=0.0).double()
+    theirs = torch.nn.TransformerEncoderLayer(16, 4, 32, 0.0, "gelu", batch_first=True, norm_first=True).double()
+    names = {"to_out": "self_attn.out_proj", "attention_norm": "norm1", "feed_forward_norm": "norm2"}
+    names |= {"feed_forward.0": "linear1", "feed_forward.3": "linear2"}
+    state = {
+        f"{theirs_name}.{kind}": ours.get_parameter(f"{ours_name}.{kind}")
+        for ours_name, theirs_name in names.items()
+        for kind in ("weight", "bias")
+    }
+    qkv = (ours.to_q, ours.to_k, ours.to_v)
+    state["self_attn.in_proj_weight"] = torch.cat([layer.weight for layer in qkv])
+    state["self_attn.in_proj_bias"] = torch.cat([ours.to_q.bias, torch.randn(16).double(), ours.to_v.bias])
+    theirs.load_state_dict(state)
+    x = torch.randn(3, 7, 16).double()
+    torch.testing.assert_close(ours(x), theirs(x)[:, 0])
 
 
 def test_tokens_per_group_are_fragments_over_groups_plus_one():

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -221,6 +222,12 @@ def _s3_credentials() -> str | None:
 def _cluster(address: str | None) -> Finding:
     import ray
 
+    if address is not None and not _listens(address):
+        return (
+            "FAIL",
+            f"nobody listens at {address}",
+            "check the address, the firewall, and `ray status` on the head node",
+        )
     mine = not ray.is_initialized()
     if mine:
         ray.init(
@@ -238,6 +245,18 @@ def _cluster(address: str | None) -> Finding:
     if total.get("CPU", 0) < 2:
         return "WARN", found, "a worker takes one CPU and Ray Data needs one: add a node, or declare more CPUs"
     return "PASS", found, ""
+
+
+def _listens(address: str, seconds: float = 3.0) -> bool:
+    """Whether a host:port answers at all; Ray itself would try for minutes. Names such as `auto` are Ray's to find."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return True
+    try:
+        with socket.create_connection((host, int(port)), timeout=seconds):
+            return True
+    except OSError:
+        return False
 
 
 def _store(address: str) -> Finding:

@@ -119,6 +119,12 @@ def test_a_bucket_out_of_reach_is_a_fail(monkeypatch: pytest.MonkeyPatch) -> Non
     assert status == "FAIL" and "s3://bucket/store" in found and "AWS_ENDPOINT_URL" in fix
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_a_cluster_that_does_not_answer_is_a_fail_within_seconds(address: str) -> None:
+    found = check("Ray cluster", address=address)
+    assert found.status == "FAIL" and found.found == f"nobody listens at {address}"
+
+
 def test_a_store_that_is_none_is_a_fail(tmp_path: Path) -> None:
     found = check("store", store=str(tmp_path / "nowhere"))
     assert found.status == "FAIL" and "gimp ingest" in found.fix

@@ -90,9 +90,9 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
     _open_run(run, config, store)
     jobs = [Job(stage, TASKS[stage], {"config": config.model_dump(), "run": str(run.path)}) for stage in stages if not run.stage_done(stage)]
     _check_early(jobs, config.train.workers)
-    with _attempt(run, stages):
+    with _attempt(run, stages) as ended:
         embeds = _evaluation_jobs(config, run) if evaluated else []
-        outcome = run_jobs(jobs + embeds, run, workers_of(config))
+        ended["status"] = outcome = run_jobs(jobs + embeds, run, workers_of(config))
         if outcome == "done" and evaluated:
             from gimp_ray.scoring import score_run
 
@@ -214,18 +214,18 @@ def _sections_of(stages: list[str]) -> list[str]:
 
 
 @contextmanager
-def _attempt(run: RunFolder, stages: list[str]) -> Iterator[None]:
-    """Note an attempt in the run's record, and how it ended."""
+def _attempt(run: RunFolder, stages: list[str]) -> Iterator[dict[str, str]]:
+    """Note an attempt in the run's record, and how it ended: the `status` put into what is yielded, or the failure."""
     run.update(lambda record: record.setdefault("attempts", []).append(attempt(stages)))
-    status = "done"
+    ended = {"status": "done"}
     try:
-        yield
+        yield ended
     except BaseException as error:
-        status = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ended["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         raise
     finally:
 
         def change(record: dict[str, Any]) -> None:
-            record["attempts"][-1] |= {"status": status, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            record["attempts"][-1] |= ended | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
         run.update(change)

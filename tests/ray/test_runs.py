@@ -1,0 +1,90 @@
+"""Whole runs on Ray Train with two workers. Few fits, each proving much, because one costs 20 to 40 s."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from gimp_ray import pipeline
+from gimp_ray.cohort import CohortStore
+from gimp_ray.config import load_config
+from gimp_ray.engine.log import read_lines
+from gimp_ray.run_folder import RunFolder
+from gimp_ray.sweeps.search import SweepConfig, search
+from tests.conftest import TINY, changed
+from tests.engine.test_resume import metrics, same_weights
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+@pytest.fixture(scope="module")
+def carried(cluster: None, store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """All stages in one go on two workers, windows carried by Ray Data."""
+    return pipeline.run_all(_config(store_path, tmp_path_factory.mktemp("carried") / "run", "ray_data"))
+
+
+@pytest.fixture(scope="module")
+def continued(cluster: None, store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The same, with windows read in the workers, stopped after the first epoch of pre-training and continued."""
+    config = _config(store_path, tmp_path_factory.mktemp("continued") / "run", "worker")
+    stopped = pipeline.run_all(changed(config, train__stop_after=1))
+    assert stopped.stage_done("genes") and not stopped.stage_done("pretrain")
+    return pipeline.run_all(config)
+
+
+def _config(store: Path, run: Path, read_in: str):
+    return load_config(None, {"store": str(store), "run": str(run), "train.workers": 2, "feed.read_in": read_in}, base=TINY)
+
+
+@pytest.mark.parametrize("stage", ["genes", "pretrain", "finetune"])
+def test_stopped_and_continued_with_reads_at_the_edge_equals_one_go_with_reads_in_ray_data(
+    carried: RunFolder, continued: RunFolder, stage: str
+) -> None:
+    assert metrics(carried, stage) == metrics(continued, stage)
+    assert same_weights(carried.model_file(stage), continued.model_file(stage))
+
+
+def test_all_cases_are_predicted_once(continued: RunFolder) -> None:
+    table = pq.read_table(continued.evaluation / "predictions.parquet").to_pylist()
+    assert len(table) == 20 == len({row["case_id"] for row in table})
+    assert {row["part"] for row in table} == {"train", "val", "test"}
+    assert all(row["prob_LUAD"] + row["prob_LUSC"] == pytest.approx(1) for row in table)
+
+
+def test_the_run_folder_is_complete(continued: RunFolder) -> None:
+    figures = {file.name for file in continued.figures.iterdir()}
+    assert {"confusion_matrix.png", "tsne_pretrain.png", "tsne_finetune.png"} <= figures
+    summary = (continued.path / "summary.md").read_text()
+    assert "genes alone" in summary and "mean-pooled patches" in summary
+    record = continued.record()
+    assert [attempt["status"] for attempt in record["attempts"]] == ["stopped", "done"]
+    config = load_config(continued.config_file)
+    assert record["store"]["fingerprint"] == CohortStore.open(config.store or "").fingerprint
+    rows = json.loads((continued.evaluation / "metrics.json").read_text())["rows"]
+    assert [row["method"].split(" ")[0] for row in rows] == ["GiMP", "genes", "mean-pooled"]
+
+
+def test_the_log_has_every_step_once_and_the_share_of_active_triplets(continued: RunFolder) -> None:
+    lines = [line for line in read_lines(continued.metrics_log("pretrain")) if line["kind"] == "step"]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert all(0 <= line["active_triplets"] <= 1 for line in lines)
+
+
+def test_a_search_tries_what_it_was_asked_and_names_the_best(cluster: None, tiny, tmp_path: Path) -> None:
+    base = changed(tiny, run=str(tmp_path / "sweep"), train__epochs=1)
+    space = {"mask.ratio": {"uniform": [0.3, 0.7]}, "train.lr": {"loguniform": [1e-4, 1e-2]}}
+    folder = search(base, SweepConfig(space=space, trials=2, concurrent=2))  # type: ignore[arg-type]
+    trials = json.loads((folder / "trials.json").read_text())
+    assert len(trials) == 2 and all(trial["error"] is None for trial in trials)
+    assert len({trial["params"]["mask.ratio"] for trial in trials}) == 2
+    best = max(trials, key=lambda trial: trial["auroc"])
+    written = load_config(folder / "best.yaml")
+    assert written.mask.ratio == pytest.approx(best["params"]["mask.ratio"]) and 0.3 <= written.mask.ratio <= 0.7
+    assert written.train.lr == pytest.approx(best["params"]["train.lr"])
+    for trial in trials:
+        assert RunFolder(trial["run"]).stage_done("pretrain")
+        assert not torch.isnan(torch.tensor(trial["auroc"]))

@@ -121,11 +121,12 @@ def _table(root: Path, name: str, manifest: Manifest, findings: list[Finding]) -
         findings.append(Finding(FAIL, f"{schema.stored_as} cannot be read: {error}", str(path), REPAIR))
         return None
     problems = schema.differences(table.schema, num_genes=manifest.num_genes)
-    problems += _order_problems(table, schema.sorted_by)
     if problems:
         findings.append(Finding(FAIL, f"{schema.stored_as}: {'; '.join(problems)}", str(path), REPAIR))
         return None
-    findings.append(Finding(PASS, f"{schema.stored_as}: {table.num_rows:,} rows, schema version {schema.version}"))
+    disorder = [f"{schema.stored_as}: {problem}" for problem in _order_problems(table, schema.sorted_by)]
+    fine = f"{schema.stored_as}: {table.num_rows:,} rows, schema version {schema.version}"
+    _add(findings, disorder, fine, path)
     return table
 
 

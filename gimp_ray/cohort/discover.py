@@ -18,6 +18,7 @@ from gimp_ray.errors import InputError
 class PatchFiles:
     """`by_slide` is used; `shadowed` is the other file of a slide that has two; `other` are no patch files."""
 
+    folder: Path
     by_slide: dict[str, Path]
     shadowed: dict[Path, Path]
     other: tuple[Path, ...]
@@ -31,24 +32,29 @@ def find_patch_files(folder: Path) -> PatchFiles:
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing at this path"
-        raise InputError("there is no such folder of patch features", file=folder, expected="a folder", found=found)
+        fix = "give the folder that holds the feature files"
+        raise InputError(
+            "there is no such folder of patch features", file=folder, expected="a folder", found=found, fix=fix
+        )
     try:
         direct = _files(folder)
         h5_files, pt_files = (_files(folder / name) for name in ("h5_files", "pt_files"))
     except OSError as error:
         raise InputError("the folder of patch features cannot be read", file=folder, found=str(error)) from error
     other = tuple(path for path in direct + h5_files + pt_files if path.suffix.lower() not in PATCH_READERS)
-    by_slide = _by_slide([path for path in direct + h5_files if path not in other])
+    _by_slide([path for path in direct if path not in other])  # refuses SLIDE.h5 beside SLIDE.pt
+    used = [path for path in direct + h5_files + pt_files if path not in other]
+    h5, pt = ([path for path in used if (path.suffix.lower() == ".pt") == is_pt] for is_pt in (False, True))
+    by_slide = _by_slide(h5)
     shadowed: dict[Path, Path] = {}
-    for slide_id, path in _by_slide([path for path in pt_files if path not in other]).items():
-        first = by_slide.get(slide_id)
-        if first is None:
-            by_slide[slide_id] = path
-        elif first.parent.name == "h5_files" and not patches_h5.has_features(first):
-            by_slide[slide_id] = path  # CLAM's coordinate files: the pt reader takes the coordinates from there
-            shadowed[first] = path
-        else:
+    for slide_id, path in _by_slide(pt).items():
+        first = by_slide.setdefault(slide_id, path)
+        if first is path:
+            continue
+        if patches_h5.has_features(first):
             shadowed[path] = first
+        else:  # CLAM's coordinate files: the pt reader takes the coordinates from there
+            by_slide[slide_id], shadowed[first] = path, path
     if not by_slide:
         raise InputError(
             "the folder holds no patch features",
@@ -57,7 +63,7 @@ def find_patch_files(folder: Path) -> PatchFiles:
             found=", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "an empty folder",
             fix="give the folder that holds the feature files",
         )
-    return PatchFiles(by_slide, shadowed, other)
+    return PatchFiles(folder, by_slide, shadowed, other)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -35,9 +35,8 @@ def join_files(roll: Roll, files: PatchFiles) -> None:
     """Leave out slides without a file, and files without a slide."""
     for slide_id in sorted(set(roll.slides) - set(files.by_slide)):
         fix = "extract its features, or remove its row"
-        error = InputError(
-            "the slide has no patch file", case=slide_id, expected=f"a file named {slide_id}.h5 or .pt", fix=fix
-        )
+        what, expected = "the slide has no patch file", f"a file named {slide_id}.h5 or {slide_id}.pt"
+        error = InputError(what, file=files.folder, case=slide_id, expected=expected, found="no such file", fix=fix)
         roll.leave_out_slide(slide_id, error)
     for slide_id in sorted(set(files.by_slide) - set(roll.slide_row)):
         reason, file = "the patch file's slide is not in the case table", str(files.by_slide[slide_id])

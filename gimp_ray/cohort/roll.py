@@ -114,9 +114,12 @@ class Roll:
                 raise _twice(table, "case", case_id, self.case_row[case_id], row)
             self.case_row.setdefault(case_id, row)
         if self.with_slides and table.slide_ids is None:
-            fix = "add a slide_id column (the names of the patch files), or ingest genes alone"
             raise InputError(
-                "the case table has no slide_id column", file=table.path, expected="case_id, slide_id, label", fix=fix
+                "the case table has no slide_id column",
+                file=table.path,
+                expected="columns case_id, slide_id, label",
+                found=", ".join(["case_id", "label", *table.extra.column_names]),
+                fix="add a slide_id column (the names of the patch files), or ingest genes alone",
             )
 
     def _leave_out_incomplete_rows(self) -> None:

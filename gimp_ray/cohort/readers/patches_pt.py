@@ -8,6 +8,7 @@ Left out: dictionaries of tensors (other tools' `.pt`).
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,20 +55,26 @@ def _load(path: Path, slide_id: str) -> torch.Tensor:
     import torch
 
     try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
+        loaded = _torch_load(path)
     except Exception as error:  # unpickling raises whatever the bytes lead it to; none of it has run code
         raise _refused(path, slide_id, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
     if not isinstance(loaded, torch.Tensor) or loaded.layout != torch.strided or not loaded.is_floating_point():
         dtype = f" of {loaded.dtype}" if isinstance(loaded, torch.Tensor) else ""
         raise _refused(path, slide_id, f"{type(loaded).__name__}{dtype}")
     return loaded.detach()
+
+
+def _torch_load(path: Path) -> object:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd pickles; they are refused
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _refused(path: Path, slide_id: str, found: str) -> InputError:

@@ -91,11 +91,10 @@ def _isolated(name: str, check: Callable[[], Finding]) -> Check:
     try:
         return Check(name, *check())
     except Exception as error:  # a doctor that falls ill itself helps nobody
-        first_line = (str(error).splitlines() or [""])[0]
         return Check(
             name,
             "FAIL",
-            f"the check itself failed: {type(error).__name__}: {first_line}",
+            f"the check itself failed: {type(error).__name__}: {_first_line(error)}",
             "see the error; reinstall if in doubt",
         )
 
@@ -229,15 +228,13 @@ def _cluster(address: str | None) -> Finding:
             "check the address, the firewall, and `ray status` on the head node",
         )
     mine = not ray.is_initialized()
-    if mine:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            include_dashboard=False if address is None else None,
-        )
     try:
+        if mine:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node.get("Alive")]
+    except Exception as error:
+        fix = "check the address; a cluster with authentication needs RAY_AUTH_MODE and RAY_AUTH_TOKEN set"
+        return "FAIL", f"cannot be joined: {_first_line(error)}", fix
     finally:
         if mine:
             ray.shutdown()
@@ -266,12 +263,15 @@ def _store(address: str) -> Finding:
         store = CohortStore.open(address)
         manifest = store.manifest
     except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        return "FAIL", first_line, "check the path; `gimp check` says more, `gimp ingest` writes a store"
+        return "FAIL", _first_line(error), "check the path; `gimp check` says more, `gimp ingest` writes a store"
     found = (
         f"{manifest.num_cases} cases, {manifest.num_slides} slides, {manifest.num_patches:,} patches, width {store.dim}"
     )
     return "PASS", found, ""
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _version_finding(module: str, oldest: tuple[int, ...], fix: str) -> Finding:

@@ -1,3 +1,5 @@
-"""gimp_ray: gene-induced multimodal pre-training (GiMP, MICCAI 2023) on Ray. The rooms of the package are in docs/design.md."""
+"""gimp_ray: gene-induced multimodal pre-training (GiMP, MICCAI 2023) on Ray. The rooms of the package are in
+docs/design.md.
+"""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """The command `gimp`: one verb a step, each with `--config FILE.yaml` and overrides by a key's dotted name.
 
-Verbs only gather options and print; what they do is in `pipeline`, `cohort` and `doctor`. A refusal is printed with its reason and its
-fix, and ends with exit code 2; failed checks end with 1.
+Verbs only gather options and print; what they do is in `pipeline`, `cohort` and `doctor`. A refusal is printed with
+its reason and its fix, and ends with exit code 2; failed checks end with 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from gimp_ray import __version__
-from gimp_ray.config import StageTrainConfig, describe_keys, load_config, read_yaml
+from gimp_ray.config import StageTrainConfig
+from gimp_ray.config_files import describe_keys, load_config, read_yaml
 from gimp_ray.errors import ConfigError, GimpError
 
 Options = TypeVar("Options")
@@ -51,19 +52,25 @@ def main() -> None:
 
 
 @main.command(context_settings=ANY_KEYS)
-@click.option("--patches", type=click.Path(path_type=Path), help="Folder of patch embeddings: CLAM or TRIDENT .h5, CLAM .pt.")
+@click.option(
+    "--patches", type=click.Path(path_type=Path), help="Folder of patch embeddings: CLAM or TRIDENT .h5, CLAM .pt."
+)
 @click.option("--genes", type=click.Path(path_type=Path), help="Gene matrix: CSV, TSV (.gz), Parquet or HDF5.")
-@click.option("--cases", type=click.Path(path_type=Path), help="Case table: case_id, slide_id, label and any further columns.")
+@click.option(
+    "--cases", type=click.Path(path_type=Path), help="Case table: case_id, slide_id, label and any further columns."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="The store to make.")
-@click.option("--splits", type=click.Path(path_type=Path), help="Split table: case_id, part and, optionally, scheme and fold.")
+@click.option(
+    "--splits", type=click.Path(path_type=Path), help="Split table: case_id, part and, optionally, scheme and fold."
+)
 @click.option("--strict", is_flag=True, default=None, help="Whatever would be left out is an error.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
 @click.pass_context
 def ingest(ctx: click.Context, config: Path | None, **given: Any) -> None:
     """Make a cohort store of patch embeddings, a gene matrix and a case table.
 
-    Every case, slide and file is accounted for, as kept or as left out with its reason. Further options: workers, compression,
-    gene_orientation, gene_unit, folds, split_seed, progress.
+    Every case, slide and file is accounted for, as kept or as left out with its reason. Further options: workers,
+    compression, gene_orientation, gene_unit, folds, split_seed, progress.
 
     \b
     Example:
@@ -71,11 +78,17 @@ def ingest(ctx: click.Context, config: Path | None, **given: Any) -> None:
     """
     from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 
-    tree = (read_yaml(config) if config else {}) | {k: v for k, v in given.items() if v is not None} | _plain(_overrides(ctx.args))
+    tree = (
+        (read_yaml(config) if config else {})
+        | {k: v for k, v in given.items() if v is not None}
+        | _plain(_overrides(ctx.args))
+    )
     places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits")}
     for name in ("cases", "out"):
         if places[name] is None:
-            raise ConfigError(f"--{name} was not given", expected=f"--{name} PATH", found="nothing", fix="see `gimp ingest --help`")
+            raise ConfigError(
+                f"--{name} was not given", expected=f"--{name} PATH", found="nothing", fix="see `gimp ingest --help`"
+            )
     paths = {name: None if value is None else Path(value) for name, value in places.items()}
     report = ingest_cohort(**paths, options=_options(IngestOptions, tree, config))  # type: ignore[arg-type]
     click.echo(str(report))
@@ -106,8 +119,9 @@ def check(store: str, deep: bool) -> None:
 def synth(ctx: click.Context, out: Path, config: Path | None) -> None:
     """Write a synthetic cohort as the source files of other tools (CLAM .h5, gene matrix, case table).
 
-    --cases N, --classes '[LUAD, LUSC]', --dim D, --genes N or a file of real expression, --tile-bank FILE of real tile embeddings,
-    --median_patches, --min_patches, --max_patches, --tumour_fraction, --signal, --seed and the other fields of SynthOptions.
+    --cases N, --classes '[LUAD, LUSC]', --dim D, --genes N or a file of real expression, --tile-bank FILE of real
+    tile embeddings, --median_patches, --min_patches, --max_patches, --tumour_fraction, --signal, --seed and the other
+    fields of SynthOptions.
 
     \b
     Example:
@@ -119,7 +133,10 @@ def synth(ctx: click.Context, out: Path, config: Path | None) -> None:
     if not str(tree.get("genes", "0")).isdigit():
         tree["genes_file"] = tree.pop("genes")
     result = write_synthetic_cohort(out, _options(SynthOptions, tree, config))
-    click.echo(f"wrote {result.n_cases} cases, {result.n_slides} slides, {result.n_patches} patches of width {result.dim}, {result.n_genes} genes")
+    click.echo(
+        f"wrote {result.n_cases} cases, {result.n_slides} slides, {result.n_patches} patches "
+        f"of width {result.dim}, {result.n_genes} genes"
+    )
     splits = f" --splits {result.splits}" if result.splits else ""
     click.echo(
         f"next: gimp ingest --patches {result.patches} --genes {result.genes} --cases {result.cases}{splits}"
@@ -145,7 +162,9 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
             overrides["store"] = store
         where = run_dir or (load_config(config).run if config else None)
         resolved = (
-            pipeline.load_run_config(Path(where), overrides, config) if where is not None else load_config(config, overrides)
+            pipeline.load_run_config(Path(where), overrides, config)
+            if where is not None
+            else load_config(config, overrides)
         )
         work = {
             "pretrain-genes": pipeline.pretrain_genes,
@@ -167,8 +186,8 @@ _run_verb(
 )
 _run_verb(
     "pretrain",
-    "Pre-train GiMP: masked patch modelling and gene-induced triplets. Trains the gene encoder first where none is given "
-    "(--genes.checkpoint FILE).",
+    "Pre-train GiMP: masked patch modelling and gene-induced triplets. Trains the gene encoder first where none is "
+    "given (--genes.checkpoint FILE).",
     "gimp pretrain --store store --run runs/a --train.workers 2 --window.length 6000 --mask.ratio 0.5",
 )
 _run_verb(
@@ -177,20 +196,32 @@ _run_verb(
     "gimp finetune --run runs/a --train.epochs 70",
     "finetune",
 )
-_run_verb("evaluate", "Evaluate a fine-tuned run: predictions, intervals, reference rows, figures.", "gimp evaluate --run runs/a")
-_run_verb("run", "All stages in order from one config, then evaluation and report.", "gimp run --config run.yaml --run runs/a")
+_run_verb(
+    "evaluate",
+    "Evaluate a fine-tuned run: predictions, intervals, reference rows, figures.",
+    "gimp evaluate --run runs/a",
+)
+_run_verb(
+    "run", "All stages in order from one config, then evaluation and report.", "gimp run --config run.yaml --run runs/a"
+)
 
 
 @main.command(context_settings=ANY_KEYS)
 @click.option("--store", help="The cohort store.")
 @click.option("--run", "run_dir", required=True, help="Folder of the search: its trials, trials.json and best.yaml.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with the config every trial starts from.")
-@click.option("--space", type=click.Path(path_type=Path), help="YAML: config key -> {uniform: [low, high]} | {loguniform: ...} | {choice: [...]}.")
+@click.option(
+    "--space",
+    type=click.Path(path_type=Path),
+    help="YAML: config key -> {uniform: [low, high]} | {loguniform: ...} | {choice: [...]}.",
+)
 @click.option("--trials", type=int, help="How many trials.")
 @click.option("--concurrent", type=int, help="Trials at a time.")
 @click.option("--metric", help="accuracy or auroc of the probe on validation.")
 @click.pass_context
-def sweep(ctx: click.Context, store: str | None, run_dir: str, config: Path | None, space: Path | None, **given: Any) -> None:
+def sweep(
+    ctx: click.Context, store: str | None, run_dir: str, config: Path | None, space: Path | None, **given: Any
+) -> None:
     """Search config keys with Ray Tune: by default masking ratio, window length L, margin and learning rate.
 
     \b
@@ -211,10 +242,18 @@ def sweep(ctx: click.Context, store: str | None, run_dir: str, config: Path | No
 
 
 @main.command(context_settings=ANY_KEYS)
-@click.option("--run", "run_dir", type=click.Path(path_type=Path), required=True, help="A run folder with a trained model.")
-@click.option("--model", type=click.Path(path_type=Path), help="A model file; the run's fine-tuned, else pre-trained one by default.")
+@click.option(
+    "--run", "run_dir", type=click.Path(path_type=Path), required=True, help="A run folder with a trained model."
+)
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A model file; the run's fine-tuned, else pre-trained one by default.",
+)
 @click.option("--store", help="The store to embed; the run's own by default.")
-@click.option("--out", type=click.Path(path_type=Path), help="Parquet file to write; RUN/embeddings.parquet by default.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Parquet file to write; RUN/embeddings.parquet by default."
+)
 @click.pass_context
 def embed(ctx: click.Context, run_dir: Path, model: Path | None, store: str | None, out: Path | None) -> None:
     """Write CLS_pat of every case of a store, from whole bags, as Parquet keyed by case.
@@ -234,8 +273,16 @@ def embed(ctx: click.Context, run_dir: Path, model: Path | None, store: str | No
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder for the cohort, the store and the run.")
-@click.option("--short", is_flag=True, help="A smaller cohort and fewer epochs: does everything, proves nothing about quality.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder for the cohort, the store and the run.",
+)
+@click.option(
+    "--short", is_flag=True, help="A smaller cohort and fewer epochs: does everything, proves nothing about quality."
+)
 def demo(out: Path, short: bool) -> None:
     """The whole pipeline on a small synthetic cohort, on a local Ray.
 
@@ -312,13 +359,17 @@ def _options(kind: type[Options], tree: dict[str, Any], file: Path | None) -> Op
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in tree:
         if key not in names:
-            raise ConfigError(f"unknown option '{key}'", file=file, expected="one of " + ", ".join(names), fix="correct its name")
+            raise ConfigError(
+                f"unknown option '{key}'", file=file, expected="one of " + ", ".join(names), fix="correct its name"
+            )
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"impossible value for option '{key}'", file=file, expected=first["msg"], found=repr(first["input"])) from None
+        raise ConfigError(
+            f"impossible value for option '{key}'", file=file, expected=first["msg"], found=repr(first["input"])
+        ) from None
 
 
 if __name__ == "__main__":

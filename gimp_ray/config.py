@@ -1,22 +1,16 @@
 """The typed config of a run: every choice the paper leaves open is a named field here, with its default.
 
-A config is plain data: read from YAML, changed by dotted overrides (`--train.lr 3e-4`), checked at construction, saved in the run
-folder. Unknown keys and impossible values are refused with the key's name. Left out: what a key does, which is the business of the
-room that uses it; the options of `gimp ingest` and `gimp synth`, which are dataclasses beside the code they steer.
+A config is plain data: read from YAML, changed by dotted overrides (`--train.lr 3e-4`), checked at construction,
+saved in the run folder. Unknown keys and impossible values are refused with the key's name. Left out: what a key
+does, which is the business of the room that uses it; the options of `gimp ingest` and `gimp synth`, which are
+dataclasses beside the code they steer.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from gimp_ray.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["fp32", "bf16"]
 
@@ -33,7 +27,8 @@ class SplitConfig(Section):
     scheme: str = Field("kfold", description="name of a split scheme stored in the store")
     fold: int = Field(0, ge=0, description="fold of that scheme")
     transductive: bool = Field(
-        False, description="pre-train on the cases of all parts (labels of the training part alone); every table then says so"
+        False,
+        description="pre-train on the cases of all parts (labels of the training part alone); every table then says so",
     )
 
 
@@ -103,7 +98,9 @@ class TripletConfig(Section):
     """Gene-induced triplet learning (section 2.3, Eq. 4)."""
 
     margin: float = Field(0.8, ge=0, description="delta of Eq. 4")
-    mining: Literal["batch_all", "batch_hard", "semi_hard"] = Field("batch_all", description="which triplets of a mini-batch count")
+    mining: Literal["batch_all", "batch_hard", "semi_hard"] = Field(
+        "batch_all", description="which triplets of a mini-batch count"
+    )
     average: Literal["active", "valid"] = Field("active", description="mean over triplets with a loss, or over all")
     normalize: bool = Field(True, description="L2-normalise CLS_pat before the distances")
     weight: float = Field(1.0, ge=0, description="weight of L_tri in L_pre; 0 switches it off")
@@ -135,7 +132,9 @@ class ModelConfig(Section):
 class GenesConfig(Section):
     """The gene encoder (section 2.1) and its supervised pre-training."""
 
-    checkpoint: str | None = Field(None, description="a trained gene encoder (.safetensors) to use instead of training one")
+    checkpoint: str | None = Field(
+        None, description="a trained gene encoder (.safetensors) to use instead of training one"
+    )
     encoder: Literal["group_msa", "snn", "none"] = Field("group_msa", description="none: pre-training on images alone")
     top_genes: int = Field(0, ge=0, description="keep this many most variable training genes; 0 keeps all")
     fragments: int = Field(1008, ge=1, description="N_f")
@@ -156,7 +155,9 @@ class FinetuneConfig(Section):
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.25, ge=0, lt=1)
     batch_size: int = Field(4, ge=1, description="whole bags in a worker's mini-batch")
-    select: Literal["accuracy", "loss", "auroc"] = Field("accuracy", description="validation figure that picks the epoch; ties by loss")
+    select: Literal["accuracy", "loss", "auroc"] = Field(
+        "accuracy", description="validation figure that picks the epoch; ties by loss"
+    )
     train: FinetuneTrainConfig = FinetuneTrainConfig()
 
 
@@ -180,7 +181,8 @@ class FeedConfig(Section):
     """How batches reach a worker."""
 
     read_in: Literal["worker", "ray_data"] = Field(
-        "worker", description="worker: Ray Data streams the plan, windows are read at the edge; ray_data: Ray Data carries them"
+        "worker",
+        description="worker: Ray Data streams the plan, windows are read at the edge; ray_data: Ray Data carries them",
     )
     ahead: int = Field(2, ge=0, description="mini-batches read ahead of the step")
     threads: int = Field(2, ge=1, description="threads that read a mini-batch's windows")
@@ -190,7 +192,9 @@ class ClusterConfig(Section):
     """Where Ray runs."""
 
     address: str | None = Field(None, description="address of a running cluster; unset: RAY_ADDRESS, else a local one")
-    num_cpus: int | None = Field(None, ge=1, description="logical CPUs of a local cluster; unset: cores, and always enough for Ray Data")
+    num_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a local cluster; unset: cores, and always enough for Ray Data"
+    )
 
 
 class Config(Section):
@@ -223,7 +227,10 @@ class Config(Section):
     def _triplets_exist(self) -> Config:
         balanced = self.batch.balance == "classes" and self.triplet.weight > 0
         if balanced and (self.batch.classes < 2 or self.batch.cases_per_class < 2):
-            raise ValueError("batch.classes and batch.cases_per_class must be at least 2, or no mini-batch has a triplet (triplet.weight: 0 switches it off)")
+            raise ValueError(
+                "batch.classes and batch.cases_per_class must be at least 2, or no mini-batch has a triplet "
+                "(triplet.weight: 0 switches it off)"
+            )
         return self
 
     def stage_train(self, stage: str) -> TrainConfig:
@@ -233,175 +240,3 @@ class Config(Section):
         section: StageTrainConfig = {"genes": self.genes.train, "finetune": self.finetune.train}[stage]
         changed = section.model_dump(exclude_none=True)
         return self.train.model_copy(update={"stop_after": None} | changed)
-
-
-# keys whose change does not change what a run computes, only where, how fast or how long
-FREE_KEYS = (
-    "run",
-    "store",
-    "cluster",
-    "feed",
-    "checkpoint",
-    "evaluate",
-    "train.workers",
-    "train.use_gpu",
-    "train.cpus_per_worker",
-    "train.threads",
-    "train.max_failures",
-    "train.log_every",
-    "train.stop_after",
-    "genes.train.stop_after",
-    "finetune.train.stop_after",
-    "genes.train.log_every",
-    "finetune.train.log_every",
-)
-
-
-def load_config(file: str | Path | None = None, overrides: dict[str, Any] | None = None, base: dict[str, Any] | None = None) -> Config:
-    """Build a config from defaults, `base`, a YAML file and dotted overrides, the later winning.
-
-    Args:
-        file: a YAML mapping with the config's keys, or None.
-        overrides: `{"train.lr": "3e-4"}`; values are read as YAML scalars when they are strings.
-        base: a nested mapping below the file, such as a run folder's saved config.
-
-    Raises:
-        ConfigError: an unknown key or impossible value, named by its dotted key.
-    """
-    tree: dict[str, Any] = {}
-    merge(tree, base or {})
-    merge(tree, read_yaml(file) if file is not None else {})
-    for key, value in (overrides or {}).items():
-        merge(tree, _nested(key, yaml.safe_load(value) if isinstance(value, str) and value else value))
-    return build_config(tree, file)
-
-
-def with_absolute_paths(config: Config) -> Config:
-    """The config with local paths made absolute, so that workers and later runs mean the same files."""
-
-    def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
-
-    genes = config.genes.model_copy(update={"checkpoint": absolute(config.genes.checkpoint)})
-    init = config.finetune.init
-    finetune = config.finetune.model_copy(update={"init": init if init in ("pretrain", "scratch") else absolute(init)})
-    return config.model_copy(update={"store": absolute(config.store), "run": absolute(config.run), "genes": genes, "finetune": finetune})
-
-
-def build_config(tree: dict[str, Any], file: str | Path | None = None) -> Config:
-    """Check a nested mapping and make it a config."""
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        raise _explain(error, file) from None
-
-
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """A YAML file's mapping; refuses a missing file, bad YAML and anything that is not a mapping."""
-    path = Path(file)
-    if not path.is_file():
-        raise ConfigError("the config file does not exist", file=path, fix="check the path given to --config")
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError("the config file is not valid YAML", file=path, found=str(error)) from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError("the config file is not a mapping of keys", file=path, expected="key: value", found=type(tree).__name__)
-    return tree
-
-
-def to_yaml(config: Config) -> str:
-    """The resolved config as YAML, every key written out; `gimp run --config` takes it back."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False)
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"train": {"lr": 1}}` -> `{"train.lr": 1}`."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def differences(old: Config, new: Config, sections: Iterable[str] | None = None) -> dict[str, tuple[Any, Any]]:
-    """Keys that change what a run computes, with the old and the new value; `sections` keeps those alone."""
-    before, after = flatten(old.model_dump()), flatten(new.model_dump())
-    kept = tuple(sections) if sections is not None else None
-    return {
-        key: (before.get(key), value)
-        for key, value in after.items()
-        if before.get(key) != value and not _under(key, FREE_KEYS) and (kept is None or _under(key, kept))
-    }
-
-
-def digest(config: Config) -> str:
-    """A short hash of what a run computes (keys that only say where and how fast are left out)."""
-    flat = {key: value for key, value in flatten(config.model_dump()).items() if not _under(key, FREE_KEYS)}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def describe_keys() -> list[tuple[str, str, str]]:
-    """Every key with its default and meaning, for `--help` and the docs."""
-    rows: list[tuple[str, str, str]] = []
-    for name, field in Config.model_fields.items():
-        default = field.default
-        if not isinstance(default, Section):
-            rows.append((name, str(default), field.description or ""))
-            continue
-        rows += _describe_section(name, default)
-    return rows
-
-
-def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
-    """Lay nested `changes` over nested `tree`, in place."""
-    for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            merge(tree[key], value)
-        else:
-            tree[key] = dict(value) if isinstance(value, dict) else value
-
-
-def _describe_section(name: str, section: Section) -> list[tuple[str, str, str]]:
-    rows: list[tuple[str, str, str]] = []
-    for key, field in type(section).model_fields.items():
-        value = getattr(section, key)
-        if isinstance(value, Section):
-            rows += [(f"{name}.{key}.{k}", "inherited" if v is None else str(v), "as train." + k) for k, v in value]
-        else:
-            rows.append((f"{name}.{key}", str(value), field.description or ""))
-    return rows
-
-
-def _under(key: str, prefixes: Iterable[str]) -> bool:
-    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
-
-
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    head, _, rest = key.partition(".")
-    return {head: _nested(rest, value) if rest else value}
-
-
-def _explain(error: ValidationError, file: str | Path | None) -> ConfigError:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    key = key or first["msg"].removeprefix("Value error, ").split()[0]
-    others = [".".join(str(part) for part in e["loc"]) for e in error.errors()[1:]]
-    also = f"; also wrong: {', '.join(others)}" if others else ""
-    if first["type"] == "extra_forbidden":
-        return ConfigError(f"unknown config key '{key}'{also}", file=file, found=key, expected=_siblings(key), fix="correct the key's name")
-    return ConfigError(
-        f"impossible value for config key '{key}'{also}", file=file, expected=first["msg"], found=repr(first["input"]), fix=f"change {key}"
-    )
-
-
-def _siblings(key: str) -> str:
-    """The keys that would have been accepted where an unknown one stood."""
-    model: Any = Config()
-    for part in key.split(".")[:-1]:
-        model = getattr(model, part, None)
-    return "one of " + ", ".join(type(model).model_fields) if isinstance(model, Section) else "a key of the config"

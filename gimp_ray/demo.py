@@ -12,12 +12,14 @@ from typing import Any
 from gimp_ray import pipeline
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
-from gimp_ray.config import load_config
+from gimp_ray.config_files import load_config
 from gimp_ray.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-COHORT = SynthOptions(cases=80, genes=2000, dim=256, min_patches=300, median_patches=1200, max_patches=6000, second_slide=0.15)
+COHORT = SynthOptions(
+    cases=80, genes=2000, dim=256, min_patches=300, median_patches=1200, max_patches=6000, second_slide=0.15
+)
 SETTINGS: dict[str, Any] = {
     "train": {"epochs": 15, "workers": 2, "lr": 5e-4},
     "window": {"length": 1024},
@@ -57,5 +59,7 @@ def run_demo(out: Path, short: bool = False) -> RunFolder:
             options=IngestOptions(gene_unit="FPKM", strict=True),
         )
         print(report, flush=True)
-    config = load_config(None, {"store": str(store), "run": str(out / "run")}, base=SHORT_SETTINGS if short else SETTINGS)
+    config = load_config(
+        None, {"store": str(store), "run": str(out / "run")}, base=SHORT_SETTINGS if short else SETTINGS
+    )
     return pipeline.run_all(config)

@@ -39,7 +39,13 @@ class GimpError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        parts = [("file", self.file), ("case", self.case), ("expected", self.expected), ("found", self.found), ("fix", self.fix)]
+        parts = [
+            ("file", self.file),
+            ("case", self.case),
+            ("expected", self.expected),
+            ("found", self.found),
+            ("fix", self.fix),
+        ]
         return "\n".join([self.what, *(f"  {name}: {value}" for name, value in parts if value is not None)])
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -56,6 +62,12 @@ class ConfigError(GimpError):
 
 
 def _rebuild(
-    kind: type[GimpError], what: str, file: str | None, case: str | None, expected: str | None, found: str | None, fix: str | None
+    kind: type[GimpError],
+    what: str,
+    file: str | None,
+    case: str | None,
+    expected: str | None,
+    found: str | None,
+    fix: str | None,
 ) -> GimpError:
     return kind(what, file=file, case=case, expected=expected, found=found, fix=fix)

@@ -1,7 +1,7 @@
 """What a run is: which stages it has, in which order, and what is written beside the models.
 
-The only place that joins tasks, engine, evaluation and reports. Every verb of the command line and every file in `jobs/` calls a
-function of this file. Running one again on the same run folder does what is left to do.
+The only place that joins tasks, engine, evaluation and reports. Every verb of the command line and every file in
+`jobs/` calls a function of this file. Running one again on the same run folder does what is left to do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.config import Config, build_config, differences, load_config, read_yaml, to_yaml, with_absolute_paths
+from gimp_ray.config import Config
+from gimp_ray.config_files import build_config, differences, load_config, read_yaml, to_yaml, with_absolute_paths
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
 from gimp_ray.errors import ConfigError, InputError
@@ -51,7 +52,11 @@ def evaluate(config: Config) -> RunFolder:
     """Predictions, metrics with intervals, reference rows, figures and `summary.md` of a fine-tuned run."""
     run = _run_folder(config)
     if not run.stage_done("finetune"):
-        raise InputError("this run has no fine-tuned model to evaluate", file=run.model_file("finetune"), fix="run `gimp finetune` on it first")
+        raise InputError(
+            "this run has no fine-tuned model to evaluate",
+            file=run.model_file("finetune"),
+            fix="run `gimp finetune` on it first",
+        )
     return _run(config, [], evaluated=True)
 
 
@@ -73,7 +78,9 @@ def embed(config: Config, model: Path, out: Path) -> Path:
 def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = None) -> Config:
     """The config of a run folder, with a file and overrides laid over it; defaults for a new folder."""
     saved = RunFolder(run).config_file
-    return with_absolute_paths(load_config(file, overrides | {"run": str(run)}, base=read_yaml(saved) if saved.exists() else None))
+    return with_absolute_paths(
+        load_config(file, overrides | {"run": str(run)}, base=read_yaml(saved) if saved.exists() else None)
+    )
 
 
 def embed_parts(config: Config, model: Path, out: Path, parts: list[str]) -> Path:
@@ -88,7 +95,11 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
     run = _run_folder(config)
     store = open_store(config)
     _open_run(run, config, store)
-    jobs = [Job(stage, TASKS[stage], {"config": config.model_dump(), "run": str(run.path)}) for stage in stages if not run.stage_done(stage)]
+    jobs = [
+        Job(stage, TASKS[stage], {"config": config.model_dump(), "run": str(run.path)})
+        for stage in stages
+        if not run.stage_done(stage)
+    ]
     _check_early(jobs, config.train.workers)
     with _attempt(run, stages) as ended:
         embeds = _evaluation_jobs(config, run) if evaluated else []
@@ -104,7 +115,9 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
 
 
 def _check_early(jobs: list[Job], workers: int) -> None:
-    """Refuse what can be refused before a cluster is started: a split that leaks, a class without two cases, a missing modality."""
+    """Refuse what can be refused before a cluster is started: a split that leaks, a class without two cases, a
+    missing modality.
+    """
     for job in jobs:
         job.factory(**job.arguments).plan.total_steps(max(1, workers))
 
@@ -112,7 +125,9 @@ def _check_early(jobs: list[Job], workers: int) -> None:
 def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:
     jobs = [_embed_job(config, run.model_file("finetune"), run.evaluation / "embeddings.parquet", PARTS)]
     if config.finetune.init == "pretrain":
-        jobs.append(_embed_job(config, run.model_file("pretrain"), run.evaluation / "embeddings_pretrain.parquet", ["train"]))
+        jobs.append(
+            _embed_job(config, run.model_file("pretrain"), run.evaluation / "embeddings_pretrain.parquet", ["train"])
+        )
     return jobs
 
 
@@ -147,7 +162,12 @@ def workers_of(config: Config) -> Workers:
 def _run_folder(config: Config, default: Path | None = None) -> RunFolder:
     path = config.run or default
     if path is None:
-        raise ConfigError("no run folder was given", expected="run: PATH", found="nothing", fix="add --run RUNDIR, or run: in the config")
+        raise ConfigError(
+            "no run folder was given",
+            expected="run: PATH",
+            found="nothing",
+            fix="add --run RUNDIR, or run: in the config",
+        )
     return RunFolder(path)
 
 
@@ -190,7 +210,7 @@ def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
                 file=run.path,
                 expected=str(before),
                 found=str(now),
-                fix="use the run's own config, or a new run folder (to stop early and go on later there is train.stop_after)",
+                fix="use the run's own config, or a new run folder; train.stop_after stops early and lets a run go on",
             )
     fingerprint = run.record().get("store", {}).get("fingerprint")
     if begun and fingerprint is not None and fingerprint != store.fingerprint:

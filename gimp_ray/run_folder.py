@@ -1,8 +1,8 @@
 """The run folder: where a run's files are, and how they appear whole or not at all.
 
-A run folder holds the resolved config, the environment, the state of each stage, checkpoints, final models, predictions, figures and
-`summary.md`. This file knows names, atomic writes and the run's record (`run.json`); what is inside a checkpoint is the engine's
-business, what is inside a figure the reports'.
+A run folder holds the resolved config, the environment, the state of each stage, checkpoints, final models,
+predictions, figures and `summary.md`. This file knows names, atomic writes and the run's record (`run.json`); what is
+inside a checkpoint is the engine's business, what is inside a figure the reports'.
 """
 
 from __future__ import annotations
@@ -25,7 +25,18 @@ from typing import Any
 from gimp_ray.errors import InputError
 
 STAGES = ("genes", "pretrain", "finetune")
-LIBRARIES = ("gimp-ray", "torch", "ray", "numpy", "pyarrow", "h5py", "safetensors", "scikit-learn", "pandas", "pydantic")
+LIBRARIES = (
+    "gimp-ray",
+    "torch",
+    "ray",
+    "numpy",
+    "pyarrow",
+    "h5py",
+    "safetensors",
+    "scikit-learn",
+    "pandas",
+    "pydantic",
+)
 
 
 class RunFolder:
@@ -96,7 +107,9 @@ def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise InputError("the file is not valid JSON", file=file, found=str(error), fix="restore it, or start a new run folder") from None
+        raise InputError(
+            "the file is not valid JSON", file=file, found=str(error), fix="restore it, or start a new run folder"
+        ) from None
 
 
 def write_text(file: Path, text: str) -> None:

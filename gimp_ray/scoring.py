@@ -1,7 +1,8 @@
 """From a run's embeddings to its predictions, metrics and reference rows, on disk.
 
-Reads `evaluation/embeddings.parquet` (written by the workers), asks `gimp_ray.evaluation` for figures, writes `predictions.parquet`,
-`reference_predictions.parquet` and `metrics.json`. Left out: figures and `summary.md`, which the reports make from these files.
+Reads `evaluation/embeddings.parquet` (written by the workers), asks `gimp_ray.evaluation` for figures, writes
+`predictions.parquet`, `reference_predictions.parquet` and `metrics.json`. Left out: figures and `summary.md`, which
+the reports make from these files.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
-from gimp_ray.evaluation import ReferenceRow, bootstrap_intervals, encode_labels, genes_alone, mean_pool_mlp, paired_difference
+from gimp_ray.evaluation import (
+    ReferenceRow,
+    bootstrap_intervals,
+    encode_labels,
+    genes_alone,
+    mean_pool_mlp,
+    paired_difference,
+)
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.run_folder import RunFolder, whole_file, write_json
 from gimp_ray.tasks.gene_side import needs_log
@@ -57,7 +65,11 @@ class _Row:
 
     def of_part(self, part: str) -> tuple[list[str], NDArray[np.float64]]:
         """Cases of a part sorted by id, with their probabilities."""
-        chosen = sorted((case, place) for place, (case, where) in enumerate(zip(self.case_ids, self.parts, strict=True)) if where == part)
+        chosen = sorted(
+            (case, place)
+            for place, (case, where) in enumerate(zip(self.case_ids, self.parts, strict=True))
+            if where == part
+        )
         return [case for case, _ in chosen], self.probabilities[[place for _, place in chosen]]
 
 
@@ -70,9 +82,14 @@ def _metrics(config: Config, classes: list[str], cases: _Cases, rows: list[_Row]
     for row in rows:
         row_ids, probabilities = row.of_part(part)
         assert row_ids == ids, "every method predicts the same cases"
-        figure = {"method": row.method, **bootstrap_intervals(ids, labels, probabilities, classes, resamples, config.seed)}
+        figure = {
+            "method": row.method,
+            **bootstrap_intervals(ids, labels, probabilities, classes, resamples, config.seed),
+        }
         if row is not rows[0]:
-            figure["difference_of_gimp"] = paired_difference(ids, labels, first, probabilities, classes, resamples, config.seed)
+            figure["difference_of_gimp"] = paired_difference(
+                ids, labels, first, probabilities, classes, resamples, config.seed
+            )
         figures.append(figure)
     return {
         "part": part,
@@ -88,7 +105,10 @@ def _metrics(config: Config, classes: list[str], cases: _Cases, rows: list[_Row]
 
 
 def _references(config: Config, store: CohortStore, cases: _Cases) -> list[ReferenceRow]:
-    parts = {part: [case for case, where in zip(cases.ids, cases.parts, strict=True) if where == part] for part in ("train", "val", "test")}
+    parts = {
+        part: [case for case, where in zip(cases.ids, cases.parts, strict=True) if where == part]
+        for part in ("train", "val", "test")
+    }
     classes = list(store.classes)
     rows = []
     if store.num_genes:

@@ -25,11 +25,15 @@ def load_weights(file: Path) -> dict[str, Tensor]:
         InputError: the file is missing or is no safetensors file; no pickle is ever tried.
     """
     if not file.exists():
-        raise InputError("the model file does not exist", file=file, fix="run the stage that makes it, or correct the path")
+        raise InputError(
+            "the model file does not exist", file=file, fix="run the stage that makes it, or correct the path"
+        )
     try:
         return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise InputError("the model file cannot be read", file=file, expected="a .safetensors file", found=str(error)) from None
+        raise InputError(
+            "the model file cannot be read", file=file, expected="a .safetensors file", found=str(error)
+        ) from None
 
 
 def part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

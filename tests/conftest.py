@@ -13,7 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
-from gimp_ray.config import Config, load_config
+from gimp_ray.config import Config
+from gimp_ray.config_files import load_config
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -30,7 +31,9 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def cohort_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A synthetic cohort as other tools' files: 20 cases, some with two slides, 40 to 160 patches of width 24, 100 genes."""
+    """A synthetic cohort as other tools' files: 20 cases, some with two slides, 40 to 160 patches of width 24, 100
+    genes.
+    """
     out = tmp_path_factory.mktemp("sources") / "cohort"
     options = SynthOptions(
         cases=20, genes=100, dim=24, min_patches=40, median_patches=80, max_patches=160, second_slide=0.3, seed=1
@@ -61,4 +64,6 @@ def tiny(store_path: Path, tmp_path: Path) -> Config:
 
 def changed(config: Config, **overrides: Any) -> Config:
     """The config with dotted keys changed; `__` stands for the dot."""
-    return load_config(None, {key.replace("__", "."): value for key, value in overrides.items()}, base=config.model_dump())
+    return load_config(
+        None, {key.replace("__", "."): value for key, value in overrides.items()}, base=config.model_dump()
+    )

@@ -1,7 +1,8 @@
 """Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
 
-A checkpoint holds the model, the optimiser's moments, the position in the plan, running averages and the best validation score.
-There is no random state in it: every step seeds its draws from (seed, step, rank). Nothing here ever runs a pickle.
+A checkpoint holds the model, the optimiser's moments, the position in the plan, running averages and the best
+validation score. There is no random state in it: every step seeds its draws from (seed, step, rank). Nothing here
+ever runs a pickle.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int) -> Path:
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
+) -> Path:
     """Write `folder/step-NNNNNNNN` and remove all but the newest `keep`."""
     target = folder / f"step-{step:08d}"
     tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -49,7 +52,9 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             with safe_open(path / "state.safetensors", framework="pt"):
                 pass
             if state["format"] != FORMAT:
-                raise GimpError("the checkpoint is of another format", file=path, expected=str(FORMAT), found=str(state["format"]))
+                raise GimpError(
+                    "the checkpoint is of another format", file=path, expected=str(FORMAT), found=str(state["format"])
+                )
             return path, state
         except (OSError, KeyError, SafetensorError, GimpError) as error:
             log.warning("checkpoint %s is damaged and set aside: %s", path, error)
@@ -60,7 +65,9 @@ def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors into the model and the optimiser."""
     tensors = load_file(path / "state.safetensors")
-    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    model.load_state_dict(
+        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    )
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):

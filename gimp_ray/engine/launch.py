@@ -1,8 +1,9 @@
 """Running stages on Ray Train: one worker group goes through all the stages of a run, one after another.
 
-A worker group costs 20 to 40 s to start, so a run asks for one only once. Every stage's dataset is a callable, made anew at each
-(re)start of the group, so it begins at the stage's last checkpoint. Checkpoints and logs are ours, in the run folder; Ray's own
-bookkeeping of an attempt stays under `RUN/ray`. With 0 workers the same stages run in this process, without Ray.
+A worker group costs 20 to 40 s to start, so a run asks for one only once. Every stage's dataset is a callable, made
+anew at each (re)start of the group, so it begins at the stage's last checkpoint. Checkpoints and logs are ours, in
+the run folder; Ray's own bookkeeping of an attempt stays under `RUN/ray`. With 0 workers the same stages run in this
+process, without Ray.
 """
 
 from __future__ import annotations
@@ -190,7 +191,9 @@ def start_ray(workers: Workers) -> None:
         return
     needed = int(workers.count * workers.cpus) + 3
     # the dashboard's server also answers Train's own questions, which fill the log with warnings without it
-    ray.init(num_cpus=workers.num_cpus or max(os.cpu_count() or 1, needed), include_dashboard=True, logging_level="WARNING")
+    ray.init(
+        num_cpus=workers.num_cpus or max(os.cpu_count() or 1, needed), include_dashboard=True, logging_level="WARNING"
+    )
 
 
 def _use_gpu(workers: Workers) -> bool:
@@ -208,7 +211,9 @@ def _in_order() -> Any:
     import ray.data
     import ray.train
 
-    return ray.train.DataConfig(execution_options=ray.data.ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+    return ray.train.DataConfig(
+        execution_options=ray.data.ExecutionOptions(preserve_order=True), enable_shard_locality=False
+    )
 
 
 def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
@@ -235,7 +240,9 @@ def _worker(config: dict[str, Any]) -> str:
         return lambda start: shard_batches(shards[job.name], task, start, world.rank, world.size, config["ahead"])
 
     report = ray.train.report if config["report_epochs"] else None
-    return _go_through(config["jobs"], RunFolder(Path(config["run"])), Saving(**config["saving"]), world, make_batches, report)
+    return _go_through(
+        config["jobs"], RunFolder(Path(config["run"])), Saving(**config["saving"]), world, make_batches, report
+    )
 
 
 def _cause(error: Exception) -> GimpError:
@@ -247,4 +254,7 @@ def _cause(error: Exception) -> GimpError:
             if isinstance(found, GimpError):
                 return found
             found = getattr(found, "cause", None) or found.__cause__
-    return GimpError("training failed on the cluster", found=str(error).strip().splitlines()[-1] if str(error).strip() else repr(error))
+    return GimpError(
+        "training failed on the cluster",
+        found=str(error).strip().splitlines()[-1] if str(error).strip() else repr(error),
+    )

@@ -1,6 +1,7 @@
 """The metrics log of a stage: running means over ranks, one JSON line at a time, and TensorBoard beside it.
 
-Only rank 0 writes. When a run resumes, lines past the checkpoint are dropped, so the log reads as if nothing had happened.
+Only rank 0 writes. When a run resumes, lines past the checkpoint are dropped, so the log reads as if nothing had
+happened.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ class Meter:
     """Running means of named figures, kept on the device until they are asked for."""
 
     def __init__(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
-        self._sums: dict[str, Tensor] = {name: torch.tensor(value, dtype=torch.float64) for name, value in (sums or {}).items()}
+        self._sums: dict[str, Tensor] = {
+            name: torch.tensor(value, dtype=torch.float64) for name, value in (sums or {}).items()
+        }
         self._count = count
 
     def add(self, figures: dict[str, Tensor]) -> None:
         for name, value in figures.items():
-            value = value.detach().to(torch.float64)
-            self._sums[name] = self._sums[name].to(value.device) + value if name in self._sums else value
+            figure = value.detach().to(torch.float64)
+            self._sums[name] = self._sums[name].to(figure.device) + figure if name in self._sums else figure
         self._count += 1
 
     def state(self, world: World) -> tuple[dict[str, float], int]:
@@ -77,7 +80,14 @@ class MetricsLog:
         """One line of kind `step`, `epoch` or `validation`."""
         if not self._active:
             return
-        line = {"time": round(time.time(), 3), "stage": self._stage, "epoch": epoch, "step": step, "kind": kind, **figures}
+        line = {
+            "time": round(time.time(), 3),
+            "stage": self._stage,
+            "epoch": epoch,
+            "step": step,
+            "kind": kind,
+            **figures,
+        }
         with self._file.open("a") as handle:
             handle.write(json.dumps(line) + "\n")
         for name, value in figures.items():

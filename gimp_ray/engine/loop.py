@@ -1,8 +1,8 @@
 """The training loop: one stage of a run on one rank, from its last checkpoint to its final model. No Ray in here.
 
-Everything random in a step is seeded from (seed, step, rank), the learning rate is a function of the step and batches come from a pure
-plan, so a run that was stopped and one that was not go through the same states. A step counts mini-batches of a rank over all epochs;
-an optimiser step takes `accumulate` of them.
+Everything random in a step is seeded from (seed, step, rank), the learning rate is a function of the step and batches
+come from a pure plan, so a run that was stopped and one that was not go through the same states. A step counts
+mini-batches of a rank over all epochs; an optimiser step takes `accumulate` of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from gimp_ray.feed.windows import Arrays
 from gimp_ray.run_folder import RunFolder, write_json
 from gimp_ray.weights import load_weights, save_weights
 
-Batches = Callable[[int], Iterator[tuple[Row, Arrays]]]
+Feed = Generator[tuple[Row, Arrays], None, None]
+Batches = Callable[[int], Feed]
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -70,14 +71,18 @@ class _Stage:
         self.since_epoch = Meter(*state.get("since_epoch", ({}, 0)))
         self.best: list[float] | None = state.get("best")
         self.best_epoch: int | None = state.get("best_epoch")
-        self.log = MetricsLog(run.stage(task.name), task.name, self.start.step // self.settings.accumulate, world.rank == 0)
+        self.log = MetricsLog(
+            run.stage(task.name), task.name, self.start.step // self.settings.accumulate, world.rank == 0
+        )
 
     @property
     def best_file(self) -> Path:
         return self.run.stage(self.task.name) / "best.safetensors"
 
 
-def train(task: TrainTask, world: World, run: RunFolder, saving: Saving, batches: Batches, report: Report | None = None) -> str:
+def train(
+    task: TrainTask, world: World, run: RunFolder, saving: Saving, batches: Batches, report: Report | None = None
+) -> str:
     """Train a stage to its end, or to `stop_after`.
 
     Args:
@@ -97,21 +102,9 @@ def train(task: TrainTask, world: World, run: RunFolder, saving: Saving, batches
     stage = _Stage(task, world, run, saving)
     total = task.plan.total_steps(world.size)
     limit = min(total, (stage.settings.stop_after or stage.settings.epochs) * stage.steps_per_epoch)
-    epoch_started = waiting_since = time.perf_counter()
-    waited = 0.0
-    with contextlib.closing(batches(stage.start.step)) if stage.start.step < limit else contextlib.nullcontext(iter(())) as feed:  # type: ignore[type-var, attr-defined]
-        for step, (row, arrays) in enumerate(feed, start=stage.start.step):
-            waited += time.perf_counter() - waiting_since
-            _one_step(stage, step, row, arrays)
-            if (step + 1) % stage.steps_per_epoch == 0:
-                seconds = time.perf_counter() - epoch_started
-                _end_epoch(stage, step, {"seconds": round(seconds, 3), "data_wait": round(waited, 3)}, report)
-                epoch_started, waited = time.perf_counter(), 0.0
-            elif _due(stage, step):
-                _save(stage, step)
-            if step + 1 >= limit:
-                break
-            waiting_since = time.perf_counter()
+    if stage.start.step < limit:
+        with contextlib.closing(batches(stage.start.step)) as feed:
+            _steps(stage, feed, limit, report)
     stage.log.close()
     if limit < total:
         return "stopped"
@@ -119,8 +112,28 @@ def train(task: TrainTask, world: World, run: RunFolder, saving: Saving, batches
     return "done"
 
 
+def _steps(stage: _Stage, feed: Feed, limit: int, report: Report | None) -> None:
+    """All the steps up to `limit`, with what an epoch's end asks for."""
+    epoch_started = waiting_since = time.perf_counter()
+    waited = 0.0
+    for step, (row, arrays) in enumerate(feed, start=stage.start.step):
+        waited += time.perf_counter() - waiting_since
+        _one_step(stage, step, row, arrays)
+        if (step + 1) % stage.steps_per_epoch == 0:
+            seconds = time.perf_counter() - epoch_started
+            _end_epoch(stage, step, {"seconds": round(seconds, 3), "data_wait": round(waited, 3)}, report)
+            epoch_started, waited = time.perf_counter(), 0.0
+        elif _due(stage, step):
+            _save(stage, step)
+        if step + 1 >= limit:
+            return
+        waiting_since = time.perf_counter()
+
+
 def find_start(task: TrainTask, run: RunFolder, world_size: int) -> Start:
-    """The step a stage goes on from; a checkpoint of another number of ranks is taken at the same mini-batch of the epoch."""
+    """The step a stage goes on from; a checkpoint of another number of ranks is taken at the same mini-batch of the
+    epoch.
+    """
     found = latest_checkpoint(run.checkpoints(task.name))
     if found is None:
         return Start()
@@ -211,7 +224,9 @@ def _log_steps(stage: _Stage, step: int) -> None:
     means = stage.since_log.means(stage.world)
     if means:
         rate = stage.optimizer.param_groups[0]["lr"]
-        stage.log.write("step", step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate, means | {"lr": rate})
+        stage.log.write(
+            "step", step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate, means | {"lr": rate}
+        )
     stage.since_log = Meter()
 
 
@@ -265,7 +280,9 @@ def _save(stage: _Stage, step: int) -> None:
         "best_epoch": stage.best_epoch,
     }
     if stage.world.rank == 0:
-        save_checkpoint(stage.run.checkpoints(stage.task.name), step + 1, stage.model, stage.optimizer, state, stage.saving.keep)
+        save_checkpoint(
+            stage.run.checkpoints(stage.task.name), step + 1, stage.model, stage.optimizer, state, stage.saving.keep
+        )
 
 
 def _finish(stage: _Stage) -> None:
@@ -283,7 +300,8 @@ def _finish(stage: _Stage) -> None:
 
 def _adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
     """AdamW over what is trained; decay on matrices alone, not on biases, norms and tokens."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (matrices if sum(size > 1 for size in parameter.shape) >= 2 else others).append(parameter)

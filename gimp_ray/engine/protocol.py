@@ -5,7 +5,7 @@ The engine knows no model, objective or config by name; whatever satisfies these
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -24,7 +24,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Settings(Protocol):
@@ -78,7 +78,9 @@ class TrainTask(Protocol):
         """This rank's share of the validation records, or None where the task has no validation."""
 
     def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
-        """Validation figures of all ranks' records, and the score (larger is better, compared in order) that picks the epoch."""
+        """Validation figures of all ranks' records, and the score (larger is better, compared in order) that picks
+        the epoch.
+        """
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         """Weights of the final model, and the card that makes them usable."""

@@ -1,9 +1,10 @@
 """From a plan to a worker's batches: Ray Data streams plan rows (or, behind the same switch, the windows themselves).
 
-One row of the dataset is one rank's mini-batch; rows stand step by step, rank by rank, each in a block of its own, so that with
-`preserve_order` Ray hands row i to rank i mod n. One dataset spans all the steps a stage has left: it starts at the checkpointed
-step, which is the whole of resuming in the middle of an epoch. Arrays travel as plain binary columns with their shape and type
-beside them, never as Ray's ragged tensor extension. Both modes give the same batches, bit for bit.
+One row of the dataset is one rank's mini-batch; rows stand step by step, rank by rank, each in a block of its own, so
+that with `preserve_order` Ray hands row i to rank i mod n. One dataset spans all the steps a stage has left: it
+starts at the checkpointed step, which is the whole of resuming in the middle of an epoch. Arrays travel as plain
+binary columns with their shape and type beside them, never as Ray's ragged tensor extension. Both modes give the same
+batches, bit for bit.
 
 Left out: what a row means (`plan.py`), what is read (`windows.py`), device transfer (the engine).
 """
@@ -12,18 +13,17 @@ from __future__ import annotations
 
 import functools
 import json
-import queue
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import Plan, Row
 from gimp_ray.feed.windows import Arrays
 
+Batches = Generator[tuple[Row, Arrays], None, None]
 ReadIn = Literal["worker", "ray_data"]
 
 
@@ -40,7 +40,7 @@ Factory = Callable[..., Source]
 ROWS_A_TASK = 16  # of windows carried by Ray Data: a task costs more than a row
 
 
-def direct_batches(source: Source, start: int, rank: int, world_size: int, ahead: int) -> Iterator[tuple[Row, Arrays]]:
+def direct_batches(source: Source, start: int, rank: int, world_size: int, ahead: int) -> Batches:
     """Batches of a rank from step `start` (counted over all epochs) on, without Ray."""
     rows = (source.plan.row(step, rank, world_size) for step in range(start, source.plan.total_steps(world_size)))
     return read_ahead(((row, source.read(row)) for row in rows), ahead)
@@ -66,70 +66,33 @@ def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, wor
     blocks = 1 if read_in == "worker" else max(1, rows // ROWS_A_TASK)
     source = (factory, json.dumps(dict(arguments))) if read_in == "ray_data" else None
     make = functools.partial(_encode_rows, ray.put(plan), source, start, world_size)
-    return ray.data.range(max(rows, world_size), override_num_blocks=blocks).map_batches(make, batch_size=None, batch_format="numpy")
+    return ray.data.range(max(rows, world_size), override_num_blocks=blocks).map_batches(
+        make, batch_size=None, batch_format="numpy"
+    )
 
 
-def shard_batches(shard: Any, source: Source, start: int, rank: int, world_size: int, ahead: int) -> Iterator[tuple[Row, Arrays]]:
+def shard_batches(shard: Any, source: Source, start: int, rank: int, world_size: int, ahead: int) -> Batches:
     """Batches of a rank from its shard of `plan_dataset`, beginning at `start` even where the shard begins earlier.
 
     Raises:
         RuntimeError: the shard gave another rank's row, or left one out.
     """
 
-    def batches() -> Iterator[tuple[Row, Arrays]]:
+    def batches() -> Batches:
         expected = start
         for table in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=max(1, ahead)):
             step, row, arrays = _decode(table)
             if step < start:
                 continue
             if (step, row.rank) != (expected, rank):
-                raise RuntimeError(f"rank {rank} expected its mini-batch of step {expected} and was given step {step} of rank {row.rank}")
+                raise RuntimeError(
+                    f"rank {rank} expected its mini-batch of step {expected} "
+                    f"and was given step {step} of rank {row.rank}"
+                )
             expected += 1
             yield row, source.read(row) if arrays is None else arrays
 
     return read_ahead(batches(), ahead)
-
-
-def read_ahead(batches: Iterable[tuple[Row, Arrays]], ahead: int) -> Iterator[tuple[Row, Arrays]]:
-    """Draw from `batches` in a thread, at most `ahead` items before they are asked for; errors come out where they are met."""
-    if ahead <= 0:
-        yield from batches
-        return
-    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
-
-    def offer(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def draw() -> None:
-        try:
-            with closing(iter(batches)) as items:  # type: ignore[type-var]
-                for item in items:
-                    if not offer((item, None)):
-                        return
-            offer((None, None))
-        except BaseException as error:  # handed to the consumer, who raises it
-            offer((None, error))
-
-    thread = threading.Thread(target=draw, name="gimp-feed", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=5)
 
 
 @functools.lru_cache(maxsize=8)
@@ -144,7 +107,9 @@ def _fetched(plan: Any) -> Plan:
     return ray.get(plan)
 
 
-def _encode_rows(plan: Any, source: tuple[Factory, str] | None, start: int, world_size: int, batch: dict[str, np.ndarray]) -> Iterator[pa.Table]:
+def _encode_rows(
+    plan: Any, source: tuple[Factory, str] | None, start: int, world_size: int, batch: dict[str, np.ndarray]
+) -> Iterator[pa.Table]:
     reader = None if source is None else _cached_source(*source)
     for number in batch["id"]:
         step, rank = start + int(number) // world_size, int(number) % world_size
@@ -154,7 +119,7 @@ def _encode_rows(plan: Any, source: tuple[Factory, str] | None, start: int, worl
 
 def _encode(step: int, row: Row, arrays: Arrays | None) -> pa.Table:
     plan = {"case": row.case, "slide": row.slide, "start": row.start, "mask_seed": row.mask_seed}
-    payload: Arrays = plan | {f"batch.{name}": value for name, value in (arrays or {}).items()}  # type: ignore[assignment]
+    payload: dict[str, Any] = plan | {f"batch.{name}": value for name, value in (arrays or {}).items()}
     header = {
         "step": step,
         "epoch": row.epoch,
@@ -175,6 +140,11 @@ def _decode(table: pa.Table) -> tuple[int, Row, Arrays | None]:
         name: np.frombuffer(table[name][0].as_buffer(), dtype=np.dtype(dtype)).reshape(shape)
         for name, (dtype, shape) in header["arrays"].items()
     }
-    row = Row(header["epoch"], header["step_in_epoch"], header["rank"], *(arrays[name] for name in ("case", "slide", "start", "mask_seed")))  # type: ignore[arg-type]
+    row = Row(
+        header["epoch"],
+        header["step_in_epoch"],
+        header["rank"],
+        *(arrays[name] for name in ("case", "slide", "start", "mask_seed")),
+    )  # type: ignore[arg-type]
     carried = {name.removeprefix("batch."): value for name, value in arrays.items() if name.startswith("batch.")}
     return header["step"], row, carried if header["carried"] else None

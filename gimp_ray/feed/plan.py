@@ -1,20 +1,22 @@
 """The epoch plan: which window of which case stands in which mini-batch of which rank, and with which mask seed.
 
-A plan is a pure function of (seed, epoch, world size, cohort index), so shuffling, class balance, resume in the middle of an epoch
-and a change of world size are arithmetic on small arrays. Draws depend on (seed, epoch, class, position in the class's stream) alone:
-two workers with K cases a class see in one step the same windows, under the same masks, as one worker with 2 K.
+A plan is a pure function of (seed, epoch, world size, cohort index), so shuffling, class balance, resume in the
+middle of an epoch and a change of world size are arithmetic on small arrays. Draws depend on (seed, epoch, class,
+position in the class's stream) alone: two workers with K cases a class see in one step the same windows, under the
+same masks, as one worker with 2 K.
 
-Class-balanced epochs: every class has a stream, its cases in a fresh permutation each epoch, repeated end to end. A mini-batch takes
-the next K of each of its P classes. Because one permutation is repeated, any K consecutive cases of a class are different patients.
-Promise: a case of a class that fills s slots of an epoch and has n cases appears floor(s/n) or ceil(s/n) times; the largest class
-appears at least once. Natural epochs: every case once, classes spread evenly, the last step filled up from the epoch's beginning.
+Class-balanced epochs: every class has a stream, its cases in a fresh permutation each epoch, repeated end to end. A
+mini-batch takes the next K of each of its P classes. Because one permutation is repeated, any K consecutive cases of
+a class are different patients. Promise: a case of a class that fills s slots of an epoch and has n cases appears
+floor(s/n) or ceil(s/n) times; the largest class appears at least once. Natural epochs: every case once, classes
+spread evenly, the last step filled up from the epoch's beginning.
 
 Left out: reading (`windows.py`), Ray (`batches.py`). Plans of 10^6 slides are numpy arrays, never Python lists.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,8 +134,16 @@ def index_cases(store: CohortStore, case_ids: tuple[str, ...] | list[str]) -> Co
     rows = np.searchsorted(all_ids, wanted)
     missing = (rows >= len(all_ids)) | (all_ids[np.minimum(rows, len(all_ids) - 1)] != wanted)
     if missing.any():
-        raise InputError("a case of the split is not in the store", file=store.path, case=str(wanted[missing][0]), fix="make the split anew")
-    labels = np.searchsorted(np.array(store.classes, dtype=np.str_), store.cases["label"].to_numpy(zero_copy_only=False).astype(np.str_)[rows])
+        raise InputError(
+            "a case of the split is not in the store",
+            file=store.path,
+            case=str(wanted[missing][0]),
+            fix="make the split anew",
+        )
+    labels = np.searchsorted(
+        np.array(store.classes, dtype=np.str_),
+        store.cases["label"].to_numpy(zero_copy_only=False).astype(np.str_)[rows],
+    )
     slide_ids, first, patches = _slides_of(store, wanted)
     return CohortIndex(wanted, labels.astype(np.int64), slide_ids, first, patches)
 
@@ -160,7 +170,7 @@ def effective(batching: Batching, index: CohortIndex, world_size: int = 1) -> Ba
         InputError: class-balanced mini-batches were asked for and some class has no two cases.
     """
     if batching.balance == "natural":
-        return _replace(batching, size=max(1, min(batching.size, index.num_cases // world_size)))
+        return replace(batching, size=max(1, min(batching.size, index.num_cases // world_size)))
     sizes = [len(cases) for cases in index.class_cases()]
     smallest = min(sizes)
     if len(sizes) > 1 and smallest < 2:
@@ -171,7 +181,9 @@ def effective(batching: Batching, index: CohortIndex, world_size: int = 1) -> Ba
             found=f"{smallest}",
             fix="choose another split, drop the class, or set batch.balance: natural",
         )
-    return _replace(batching, classes=min(batching.classes, len(sizes)), cases_per_class=min(batching.cases_per_class, smallest))
+    return replace(
+        batching, classes=min(batching.classes, len(sizes)), cases_per_class=min(batching.cases_per_class, smallest)
+    )
 
 
 def steps_per_epoch(batching: Batching, index: CohortIndex, world_size: int) -> int:
@@ -276,7 +288,9 @@ def _balanced_slots(
     return case.reshape(-1), place.reshape(-1, 2), mask_seed.reshape(-1)
 
 
-def _natural_slots(seed: int, epoch: int, slots: int, index: CohortIndex) -> tuple[Ints, NDArray[np.float64], NDArray[np.uint64]]:
+def _natural_slots(
+    seed: int, epoch: int, slots: int, index: CohortIndex
+) -> tuple[Ints, NDArray[np.float64], NDArray[np.uint64]]:
     """Every case once, the classes spread evenly over the epoch; the tail is filled from the beginning."""
     spread = np.empty(index.num_cases)
     draws = _generator(seed, epoch, _NATURAL, 0)
@@ -302,9 +316,3 @@ def _windows(case: Ints, place: NDArray[np.float64], index: CohortIndex, window:
 
 def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-
-
-def _replace(batching: Batching, **changes: int) -> Batching:
-    from dataclasses import replace
-
-    return replace(batching, **changes)

@@ -1,8 +1,8 @@
 """Reading the windows and bags of a plan's row into batch memory.
 
-Shapes: B cases of a mini-batch, L patches of a window, N patches of the longest bag of the mini-batch, E embedding width, M masked
-patches, G genes. Arrays are plain numpy, named as a task's objective wants them; turning them into tensors on a device is the
-engine's business, which window to read the plan's.
+Shapes: B cases of a mini-batch, L patches of a window, N patches of the longest bag of the mini-batch, E embedding
+width, M masked patches, G genes. Arrays are plain numpy, named as a task's objective wants them; turning them into
+tensors on a device is the engine's business, which window to read the plan's.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from gimp_ray.feed.plan import CohortIndex, Row, mask_positions
 Arrays = dict[str, NDArray[np.generic]]
 
 
-def read_windows(store: CohortStore, index: CohortIndex, row: Row, length: int, threads: int = 1) -> NDArray[np.float16]:
-    """(B, L, E) windows of a row, each contiguous in its slide's scan order; a bag shorter than L is repeated to L (section 2.3)."""
+def read_windows(
+    store: CohortStore, index: CohortIndex, row: Row, length: int, threads: int = 1
+) -> NDArray[np.float16]:
+    """(B, L, E) windows of a row, each contiguous in its slide's scan order; a bag shorter than L is repeated to L
+    (section 2.3).
+    """
     assert store.dim is not None, "a gene-only store has no windows"
     batch = np.empty((len(row.case), length, store.dim), dtype=np.float16)
 
@@ -34,7 +38,9 @@ def read_windows(store: CohortStore, index: CohortIndex, row: Row, length: int, 
     return batch
 
 
-def read_bags(store: CohortStore, index: CohortIndex, cases: NDArray[np.int64], threads: int = 1) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+def read_bags(
+    store: CohortStore, index: CohortIndex, cases: NDArray[np.int64], threads: int = 1
+) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
     """Whole bags of some cases, all slides of a case one after another.
 
     Returns:

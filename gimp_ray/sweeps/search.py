@@ -1,7 +1,7 @@
 """A random search over config keys on Ray Tune; every trial is an ordinary run folder, pre-trained and probed.
 
-A trial's figure is a logistic regression on CLS_pat, fitted on the training split and scored on validation; the test part is never
-looked at. Left out, for now: early stopping of trials, model-based searchers, resuming a killed search.
+A trial's figure is a logistic regression on CLS_pat, fitted on the training split and scored on validation; the test
+part is never looked at. Left out, for now: early stopping of trials, model-based searchers, resuming a killed search.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from gimp_ray import pipeline
-from gimp_ray.config import Config, Section, build_config, load_config, merge, to_yaml, with_absolute_paths
+from gimp_ray.config import Config, Section
+from gimp_ray.config_files import build_config, load_config, merge, to_yaml, with_absolute_paths
 from gimp_ray.engine.launch import start_ray
 from gimp_ray.errors import ConfigError, GimpError
 from gimp_ray.run_folder import RunFolder, write_json, write_text
@@ -34,7 +35,9 @@ DEFAULT_SPACE: dict[str, Dimension] = {
 class SweepConfig(Section):
     """What a search tries, and how much of it."""
 
-    space: dict[str, Dimension] = Field(DEFAULT_SPACE, description="config key -> {uniform: [low, high]} | {loguniform: ...} | {choice: [...]}")
+    space: dict[str, Dimension] = Field(
+        DEFAULT_SPACE, description="config key -> {uniform: [low, high]} | {loguniform: ...} | {choice: [...]}"
+    )
     trials: int = Field(8, ge=1)
     concurrent: int = Field(1, ge=1, description="trials at a time")
     metric: Literal["accuracy", "auroc"] = Field("auroc", description="of the probe on validation; larger is better")
@@ -49,7 +52,9 @@ def search(base: Config, sweep: SweepConfig) -> Path:
         GimpError: no trial came to an end.
     """
     if base.run is None or base.store is None:
-        raise ConfigError("a search needs a store and a folder", expected="--store STORE --run SWEEPDIR", found="one of them missing")
+        raise ConfigError(
+            "a search needs a store and a folder", expected="--store STORE --run SWEEPDIR", found="one of them missing"
+        )
     folder = Path(base.run).resolve()
     tree = with_absolute_paths(base).model_dump()
     for key in sweep.space:
@@ -71,11 +76,18 @@ def search(base: Config, sweep: SweepConfig) -> Path:
         run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
     )
     results = tuner.fit()
-    trials = [{"error": str(result.error) if result.error else None, **_plain(result.metrics or {}), "params": result.config} for result in results]
+    trials = [
+        {"error": str(result.error) if result.error else None, **_plain(result.metrics or {}), "params": result.config}
+        for result in results
+    ]
     write_json(folder / "trials.json", trials)
     finished = [trial for trial in trials if trial["error"] is None and trial.get(sweep.metric) is not None]
     if not finished:
-        raise GimpError("no trial came to an end", file=folder / "trials.json", found=str(trials[0]["error"] if trials else "no trials"))
+        raise GimpError(
+            "no trial came to an end",
+            file=folder / "trials.json",
+            found=str(trials[0]["error"] if trials else "no trials"),
+        )
     best = max(finished, key=lambda trial: trial[sweep.metric])
     write_text(folder / "best.yaml", to_yaml(_with(tree, best["params"] | {"run": None})))
     return folder
@@ -124,7 +136,9 @@ def _example(key: str, dimension: Dimension) -> Any:
     wanted = kinds.get(kind)
     if others or not values or (wanted is not None and len(values) != wanted):
         raise ConfigError(
-            f"the search space of '{key}' cannot be read", expected="one of uniform: [low, high], loguniform: [low, high], choice: [...]", found=str(dimension)
+            f"the search space of '{key}' cannot be read",
+            expected="one of uniform: [low, high], loguniform: [low, high], choice: [...]",
+            found=str(dimension),
         )
     return values[0]
 

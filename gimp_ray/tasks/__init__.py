@@ -1,7 +1,7 @@
 """What is trained, and work over a whole cohort: gene pre-training, GiMP pre-training, fine-tuning, embedding.
 
-A task joins a plan, a model, an objective and its evaluation. Each is made by an importable function from plain arguments
-(`config`, `run`), so that any process of a cluster can make it again. None of them knows Ray.
+A task joins a plan, a model, an objective and its evaluation. Each is made by an importable function from plain
+arguments (`config`, `run`), so that any process of a cluster can make it again. None of them knows Ray.
 """
 
 from gimp_ray.tasks.embed import CohortEmbedding

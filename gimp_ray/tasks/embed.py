@@ -1,4 +1,5 @@
-"""Work over a cohort: CLS_pat, class probabilities and the mean patch of every case, from whole bags, shared among the ranks.
+"""Work over a cohort: CLS_pat, class probabilities and the mean patch of every case, from whole bags, shared among
+the ranks.
 
 Memory is bounded by one bag. Left out: metrics and figures, which are made from the tables written here.
 """
@@ -17,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.config import Config, build_config
+from gimp_ray.config import Config
+from gimp_ray.config_files import build_config
 from gimp_ray.engine.protocol import Record, World
-from gimp_ray.feed.batches import read_ahead
+from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import CohortIndex, index_cases
 from gimp_ray.feed.windows import read_bags
 from gimp_ray.models import GiMP, GiMPClassifier
@@ -91,7 +93,9 @@ class CohortEmbedding:
         }
         if "probabilities" in ordered[0]:
             for number, name in enumerate(classes):
-                columns[f"prob_{name}"] = pa.array([record["probabilities"][number] for record in ordered], pa.float64())
+                columns[f"prob_{name}"] = pa.array(
+                    [record["probabilities"][number] for record in ordered], pa.float64()
+                )
         with whole_file(self.out) as aside:
             pq.write_table(pa.table(columns), aside)
 
@@ -109,7 +113,9 @@ def _rebuild(saved: SavedModel) -> nn.Module:
     if "hidden" in saved.card:
         gene_dim = 0 if saved.side is None else saved.side.dim
         classes = len(saved.card["classes"])
-        model = GiMPClassifier(aggregator, encoder, classes, aggregator.dim, hidden=saved.card["hidden"], gene_dim=gene_dim)
+        model = GiMPClassifier(
+            aggregator, encoder, classes, aggregator.dim, hidden=saved.card["hidden"], gene_dim=gene_dim
+        )
     else:
         model = GiMP(aggregator, encoder, saved.card["patch_dim"])
     model.load_state_dict(saved.weights)

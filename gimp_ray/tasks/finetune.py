@@ -1,4 +1,5 @@
-"""Stage `finetune`: an MLP head on CLS_pat over whole bags, evaluated on validation after every epoch, the best epoch kept (section 3).
+"""Stage `finetune`: an MLP head on CLS_pat over whole bags, evaluated on validation after every epoch, the best epoch
+kept (section 3).
 
 A case's bag is all its slides one after another. The gene encoder stays frozen unless the config says otherwise.
 """
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gimp_ray.engine.protocol import Record, Tensors, World
-from gimp_ray.feed.batches import read_ahead
+from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays, read_bags
 from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
@@ -81,10 +82,15 @@ class Finetuning(PlannedTask):
 
         records = []
         for case, (patches, valid) in read_ahead(bags(), self.config.feed.ahead):
-            batch = {"patches": torch.from_numpy(patches).to(world.device), "case": torch.tensor([case], device=world.device)}
+            batch = {
+                "patches": torch.from_numpy(patches).to(world.device),
+                "case": torch.tensor([case], device=world.device),
+            }
             if self._genes_train:
                 assert self.side is not None
-                batch["genes"] = torch.from_numpy(self.side.read(self.store, [str(index.case_ids[case])])).to(world.device)
+                batch["genes"] = torch.from_numpy(self.side.read(self.store, [str(index.case_ids[case])])).to(
+                    world.device
+                )
             genes = self._gene_arguments(batch, self.validation_cls_ge)
             del valid  # a bag alone has no padding
             out = model(batch["patches"], **genes)

@@ -1,7 +1,8 @@
-"""The gene side of every task: building the encoder, fitting its input on training cases, saving, loading, encoding cases.
+"""The gene side of every task: building the encoder, fitting its input on training cases, saving, loading, encoding
+cases.
 
-Genes are matched by id: a trained encoder reads any store that has its genes, whatever their order. CLS_ge of a frozen encoder is
-computed once a stage, not once a step.
+Genes are matched by id: a trained encoder reads any store that has its genes, whatever their order. CLS_ge of a
+frozen encoder is computed once a stage, not once a step.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
     """
     card_file = file.with_suffix(".json")
     if not card_file.exists():
-        raise InputError("the gene encoder has no card beside it", file=file, expected=str(card_file), fix="copy both files")
+        raise InputError(
+            "the gene encoder has no card beside it", file=file, expected=str(card_file), fix="copy both files"
+        )
     weights = {name: value for name, value in load_weights(file).items() if not name.startswith("head.")}
     return rebuild_gene_side(read_json(card_file)["genes"], weights, store, file)
 
@@ -99,7 +102,9 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
 def encode_cases(side: GeneSide, store: CohortStore, case_ids: Sequence[str], device: torch.device) -> Tensor:
     """(n, D) CLS_ge of some cases under the frozen encoder."""
     encoder = freeze(side.encoder).to(device)
-    parts = [encoder(torch.from_numpy(side.read(store, chunk)).to(device)) for chunk in in_chunks(list(case_ids), CHUNK)]
+    parts = [
+        encoder(torch.from_numpy(side.read(store, chunk)).to(device)) for chunk in in_chunks(list(case_ids), CHUNK)
+    ]
     return torch.cat(parts)
 
 

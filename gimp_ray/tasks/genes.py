@@ -1,7 +1,7 @@
 """Stage `genes`: supervised pre-training of the gene encoder on genes and labels of the training split (section 2.1).
 
-The encoder, the statistics of its input and the ordered gene list are saved together. The epoch with the best validation loss is kept
-where there is a validation part.
+The encoder, the statistics of its input and the ordered gene list are saved together. The epoch with the best
+validation loss is kept where there is a validation part.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class GenePretraining(PlannedTask):
             values = torch.from_numpy(self.store.read_genes(chunk)).to(world.device)
             labels = dict(zip(self.validation.case_ids.tolist(), self.validation.labels.tolist(), strict=True))
             logits_BC = model(values)
-            records += [case_record(case, labels[case], logits_C) for case, logits_C in zip(chunk, logits_BC, strict=True)]
+            records += [
+                case_record(case, labels[case], logits_C) for case, logits_C in zip(chunk, logits_BC, strict=True)
+            ]
         return records
 
     def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
@@ -66,4 +68,8 @@ class GenePretraining(PlannedTask):
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         state = model.state_dict()
         weights = part(state, "0") | {f"head.{name}": value for name, value in part(state, "1").items()}
-        return weights, {"genes": self.side.card, "classes": list(self.store.classes), "store_fingerprint": self.store.fingerprint}
+        return weights, {
+            "genes": self.side.card,
+            "classes": list(self.store.classes),
+            "store_fingerprint": self.store.fingerprint,
+        }

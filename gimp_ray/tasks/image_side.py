@@ -69,7 +69,9 @@ def load_model(file: Path, store: CohortStore) -> SavedModel:
     if card["genes"] is None:
         return SavedModel(weights, card, None)
     if not store.num_genes:
-        raise InputError("the model has a gene encoder and the store has no genes", file=store.path, fix="ingest again with --genes")
+        raise InputError(
+            "the model has a gene encoder and the store has no genes", file=store.path, fix="ingest again with --genes"
+        )
     return SavedModel(weights, card, rebuild_gene_side(card["genes"], part(weights, "gene_encoder"), store, file))
 
 

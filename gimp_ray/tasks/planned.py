@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.config import Config, TrainConfig, build_config
+from gimp_ray.config import Config, TrainConfig
+from gimp_ray.config_files import build_config
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.run_folder import RunFolder
@@ -96,7 +97,12 @@ def open_store(config: Config) -> CohortStore:
         ConfigError: no store was named.
     """
     if config.store is None:
-        raise ConfigError("no store was given", expected="store: PATH", found="nothing", fix="add --store STORE, or store: in the config")
+        raise ConfigError(
+            "no store was given",
+            expected="store: PATH",
+            found="nothing",
+            fix="add --store STORE, or store: in the config",
+        )
     return CohortStore.open(config.store)
 
 

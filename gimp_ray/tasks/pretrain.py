@@ -1,8 +1,9 @@
-"""Stage `pretrain`: masked patch modelling and gene-induced triplets on windows (section 2.3); the last epoch's model is used.
+"""Stage `pretrain`: masked patch modelling and gene-induced triplets on windows (section 2.3); the last epoch's model
+is used.
 
-The gene encoder is frozen, so CLS_ge of every training case is computed once. L_pre = w_rec L_rec + w_tri L_tri. Two workers with half
-the cases a class give the MPM loss of one worker with all of them; the triplet is mined inside each worker's mini-batch, so its value
-depends on how many cases a worker has.
+The gene encoder is frozen, so CLS_ge of every training case is computed once. L_pre = w_rec L_rec + w_tri L_tri.
+Two workers with half the cases a class give the MPM loss of one worker with all of them; the triplet is mined
+inside each worker's mini-batch, so its value depends on how many cases a worker has.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gimp_ray.errors import InputError
 from gimp_ray.engine.protocol import Record, Tensors, World
+from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays, read_masks, read_windows
 from gimp_ray.models import GiMP, freeze
@@ -72,7 +73,9 @@ class GimpPretraining(PlannedTask):
 
     def build(self, device: torch.device) -> nn.Module:
         self.side = self._gene_side()
-        self.cls_ge = None if self.side is None else encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
+        self.cls_ge = (
+            None if self.side is None else encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
+        )
         seeded(self.seed)
         assert self.store.dim is not None
         encoder = None if self.side is None else freeze(self.side.encoder)
@@ -99,7 +102,9 @@ class GimpPretraining(PlannedTask):
         return total, {"loss_rec": reconstruction, "loss_tri": mined.loss, "active_triplets": mined.active_share}
 
     def _classes_known(self, batch: Tensors) -> Tensor:
-        """Labels of the training part; a transductive run gives every other case a class of its own, as its label is unknown."""
+        """Labels of the training part; a transductive run gives every other case a class of its own, as its label is
+        unknown.
+        """
         if not self.config.split.transductive:
             return batch["label"]
         known = torch.isin(batch["case"], self._training_numbers.to(batch["case"].device))

@@ -18,7 +18,11 @@ Record = dict[str, Any]
 
 def case_record(case_id: str, label: int, logits_C: Tensor) -> Record:
     """A case's record; probabilities in float64."""
-    return {"case_id": case_id, "label": int(label), "probabilities": torch.softmax(logits_C.double(), dim=-1).cpu().tolist()}
+    return {
+        "case_id": case_id,
+        "label": int(label),
+        "probabilities": torch.softmax(logits_C.double(), dim=-1).cpu().tolist(),
+    }
 
 
 def by_case(records: list[Record]) -> list[Record]:

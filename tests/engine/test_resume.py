@@ -22,7 +22,9 @@ TIMES = {"time", "seconds", "data_wait"}
 
 
 def metrics(run: RunFolder, stage: str) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in read_lines(run.metrics_log(stage))]
+    return [
+        {key: value for key, value in line.items() if key not in TIMES} for line in read_lines(run.metrics_log(stage))
+    ]
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -33,10 +35,12 @@ def same_weights(a: Path, b: Path) -> bool:
 @pytest.fixture(scope="module")
 def whole(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Every stage in one go."""
-    from gimp_ray.config import load_config
+    from gimp_ray.config_files import load_config
     from tests.conftest import TINY
 
-    return pipeline.run_all(load_config(None, {"store": str(store_path), "run": str(tmp_path_factory.mktemp("whole") / "run")}, base=TINY))
+    return pipeline.run_all(
+        load_config(None, {"store": str(store_path), "run": str(tmp_path_factory.mktemp("whole") / "run")}, base=TINY)
+    )
 
 
 @pytest.mark.parametrize("stage", ["genes", "pretrain", "finetune"])
@@ -50,7 +54,9 @@ def test_stopped_after_an_epoch_and_continued(tiny: Config, whole: RunFolder, st
     for name in ("genes", "pretrain", "finetune"):
         assert metrics(run, name) == metrics(whole, name)
         assert same_weights(run.model_file(name), whole.model_file(name))
-    assert (run.path / "evaluation" / "metrics.json").read_text() == (whole.path / "evaluation" / "metrics.json").read_text()
+    assert (run.path / "evaluation" / "metrics.json").read_text() == (
+        whole.path / "evaluation" / "metrics.json"
+    ).read_text()
 
 
 def test_continued_in_the_middle_of_an_epoch(tiny: Config, whole: RunFolder, tmp_path: Path) -> None:

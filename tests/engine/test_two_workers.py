@@ -1,4 +1,6 @@
-"""Two ranks, without Ray: half the cases a class on each of two workers give the MPM losses of one worker with all of them."""
+"""Two ranks, without Ray: half the cases a class on each of two workers give the MPM losses of one worker with all of
+them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gimp_ray import pipeline
-from gimp_ray.config import Config, build_config
+from gimp_ray.config import Config
+from gimp_ray.config_files import build_config
 from gimp_ray.engine.log import read_lines
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
@@ -54,11 +57,13 @@ def run_on_two_ranks(config: Config, stages: list[str]) -> RunFolder:
 @pytest.fixture(scope="module")
 def pair(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, RunFolder]:
     """MPM pre-training on one worker with K = 4, and on two workers with K = 2; then fine-tuning on both."""
-    from gimp_ray.config import load_config
+    from gimp_ray.config_files import load_config
     from tests.conftest import TINY
 
     folder = tmp_path_factory.mktemp("pair")
-    tiny = load_config(None, {"store": str(store_path), "model.dropout": 0, "triplet.weight": 0, "finetune.dropout": 0}, base=TINY)
+    tiny = load_config(
+        None, {"store": str(store_path), "model.dropout": 0, "triplet.weight": 0, "finetune.dropout": 0}, base=TINY
+    )
     one = pipeline.pretrain(changed(tiny, run=str(folder / "one"), batch__cases_per_class=4))
     genes = changed(tiny, run=str(folder / "two"), batch__cases_per_class=2)
     pipeline.pretrain_genes(genes)
@@ -98,7 +103,11 @@ def test_validation_of_two_ranks_covers_every_case_once(tiny: Config, pair: tupl
     one = pipeline.finetune(changed(base, run=str(tiny.run) + "-one", finetune__batch_size=2))
     two = run_on_two_ranks(changed(base, run=str(tiny.run) + "-two", finetune__batch_size=1), ["finetune"])
     figures = [
-        [(line["accuracy"], line["loss"]) for line in read_lines(run.metrics_log("finetune")) if line["kind"] == "validation"]
+        [
+            (line["accuracy"], line["loss"])
+            for line in read_lines(run.metrics_log("finetune"))
+            if line["kind"] == "validation"
+        ]
         for run in (one, two)
     ]
     assert len(figures[0]) == 3

@@ -48,7 +48,7 @@ def test_balanced_epoch_keeps_its_promises(counts, seed, epoch, world, p, k, acc
     batching = Batching(classes=p, cases_per_class=k, window=20, accumulate=accumulate)
     plan = epoch_plan(seed, epoch, world, index, batching)
     assert plan.steps == steps_per_epoch(batching, index, world) and plan.steps % accumulate == 0
-    p, k = min(p, len(counts)), min(k, min(counts))
+    p, k = min(p, len(counts)), min([k, *counts])
     assert plan.case.shape == (plan.steps, world, p * k)
     # every mini-batch: P classes, K different cases of each
     labels = index.labels[plan.case].reshape(-1, p, k)
@@ -68,8 +68,16 @@ def test_balanced_epoch_keeps_its_promises(counts, seed, epoch, world, p, k, acc
 
 
 @settings(max_examples=60, deadline=None)
-@given(counts=class_counts, seed=st.integers(0, 10_000), epoch=st.integers(0, 50), world=st.integers(1, 5), size=st.integers(1, 16))
-def test_natural_epoch_sees_every_case_once_and_fills_the_last_step_from_its_beginning(counts, seed, epoch, world, size) -> None:
+@given(
+    counts=class_counts,
+    seed=st.integers(0, 10_000),
+    epoch=st.integers(0, 50),
+    world=st.integers(1, 5),
+    size=st.integers(1, 16),
+)
+def test_natural_epoch_sees_every_case_once_and_fills_the_last_step_from_its_beginning(
+    counts, seed, epoch, world, size
+) -> None:
     index = make_index(counts)
     plan = epoch_plan(seed, epoch, world, index, Batching(balance="natural", size=size))
     flat = plan.case.reshape(-1)
@@ -95,7 +103,15 @@ def test_two_workers_with_k_cases_see_the_windows_of_one_worker_with_twice_k(see
     assert two.steps == one.steps
     for step in range(one.steps):
         windows = [
-            sorted(zip(*(getattr(plan, name)[step].reshape(-1).tolist() for name in ("case", "slide", "start", "mask_seed")), strict=True))
+            sorted(
+                zip(
+                    *(
+                        getattr(plan, name)[step].reshape(-1).tolist()
+                        for name in ("case", "slide", "start", "mask_seed")
+                    ),
+                    strict=True,
+                )
+            )
             for plan in (two, one)
         ]
         assert windows[0] == windows[1]
@@ -112,7 +128,7 @@ def test_the_plan_is_pure_and_changes_with_seed_and_epoch() -> None:
     index = make_index([20, 33], slides_per_case=2, patches=500)
     batching = Batching(window=64)
     plan = epoch_plan(5, 7, 2, index, batching)
-    np.random.seed(99)  # noqa: NPY002 - hidden global state must not matter
+    np.random.seed(99)
     epoch_plan(6, 7, 2, index, batching)
     assert same(plan, epoch_plan(5, 7, 2, index, batching))
     assert not same(plan, epoch_plan(5, 8, 2, index, batching))

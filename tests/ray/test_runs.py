@@ -11,7 +11,7 @@ import torch
 
 from gimp_ray import pipeline
 from gimp_ray.cohort import CohortStore
-from gimp_ray.config import load_config
+from gimp_ray.config_files import load_config
 from gimp_ray.engine.log import read_lines
 from gimp_ray.run_folder import RunFolder
 from gimp_ray.sweeps.search import SweepConfig, search
@@ -37,7 +37,9 @@ def continued(cluster: None, store_path: Path, tmp_path_factory: pytest.TempPath
 
 
 def _config(store: Path, run: Path, read_in: str):
-    return load_config(None, {"store": str(store), "run": str(run), "train.workers": 2, "feed.read_in": read_in}, base=TINY)
+    return load_config(
+        None, {"store": str(store), "run": str(run), "train.workers": 2, "feed.read_in": read_in}, base=TINY
+    )
 
 
 @pytest.mark.parametrize("stage", ["genes", "pretrain", "finetune"])

@@ -1,0 +1,194 @@
+"""Configs from and to files: YAML, dotted overrides, refusals that name the key, and how two configs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from gimp_ray.config import Config, Section
+from gimp_ray.errors import ConfigError
+
+# keys whose change does not change what a run computes, only where, how fast or how long
+FREE_KEYS = (
+    "run",
+    "store",
+    "cluster",
+    "feed",
+    "checkpoint",
+    "evaluate",
+    "train.workers",
+    "train.use_gpu",
+    "train.cpus_per_worker",
+    "train.threads",
+    "train.max_failures",
+    "train.log_every",
+    "train.stop_after",
+    "genes.train.stop_after",
+    "finetune.train.stop_after",
+    "genes.train.log_every",
+    "finetune.train.log_every",
+)
+
+
+def load_config(
+    file: str | Path | None = None, overrides: dict[str, Any] | None = None, base: dict[str, Any] | None = None
+) -> Config:
+    """Build a config from defaults, `base`, a YAML file and dotted overrides, the later winning.
+
+    Args:
+        file: a YAML mapping with the config's keys, or None.
+        overrides: `{"train.lr": "3e-4"}`; values are read as YAML scalars when they are strings.
+        base: a nested mapping below the file, such as a run folder's saved config.
+
+    Raises:
+        ConfigError: an unknown key or impossible value, named by its dotted key.
+    """
+    tree: dict[str, Any] = {}
+    merge(tree, base or {})
+    merge(tree, read_yaml(file) if file is not None else {})
+    for key, value in (overrides or {}).items():
+        merge(tree, _nested(key, yaml.safe_load(value) if isinstance(value, str) and value else value))
+    return build_config(tree, file)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The config with local paths made absolute, so that workers and later runs mean the same files."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
+
+    genes = config.genes.model_copy(update={"checkpoint": absolute(config.genes.checkpoint)})
+    init = config.finetune.init
+    finetune = config.finetune.model_copy(update={"init": init if init in ("pretrain", "scratch") else absolute(init)})
+    return config.model_copy(
+        update={"store": absolute(config.store), "run": absolute(config.run), "genes": genes, "finetune": finetune}
+    )
+
+
+def build_config(tree: dict[str, Any], file: str | Path | None = None) -> Config:
+    """Check a nested mapping and make it a config."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(error, file) from None
+
+
+def read_yaml(file: str | Path) -> dict[str, Any]:
+    """A YAML file's mapping; refuses a missing file, bad YAML and anything that is not a mapping."""
+    path = Path(file)
+    if not path.is_file():
+        raise ConfigError("the config file does not exist", file=path, fix="check the path given to --config")
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError("the config file is not valid YAML", file=path, found=str(error)) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            "the config file is not a mapping of keys", file=path, expected="key: value", found=type(tree).__name__
+        )
+    return tree
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, every key written out; `gimp run --config` takes it back."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"train": {"lr": 1}}` -> `{"train.lr": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def differences(old: Config, new: Config, sections: Iterable[str] | None = None) -> dict[str, tuple[Any, Any]]:
+    """Keys that change what a run computes, with the old and the new value; `sections` keeps those alone."""
+    before, after = flatten(old.model_dump()), flatten(new.model_dump())
+    kept = tuple(sections) if sections is not None else None
+    return {
+        key: (before.get(key), value)
+        for key, value in after.items()
+        if before.get(key) != value and not _under(key, FREE_KEYS) and (kept is None or _under(key, kept))
+    }
+
+
+def describe_keys() -> list[tuple[str, str, str]]:
+    """Every key with its default and meaning, for `--help` and the docs."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in Config.model_fields.items():
+        default = field.default
+        if not isinstance(default, Section):
+            rows.append((name, str(default), field.description or ""))
+            continue
+        rows += _describe_section(name, default)
+    return rows
+
+
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
+    """Lay nested `changes` over nested `tree`, in place."""
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            merge(tree[key], value)
+        else:
+            tree[key] = dict(value) if isinstance(value, dict) else value
+
+
+def _describe_section(name: str, section: Section) -> list[tuple[str, str, str]]:
+    rows: list[tuple[str, str, str]] = []
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, Section):
+            rows += [(f"{name}.{key}.{k}", "inherited" if v is None else str(v), "as train." + k) for k, v in value]
+        else:
+            rows.append((f"{name}.{key}", str(value), field.description or ""))
+    return rows
+
+
+def _under(key: str, prefixes: Iterable[str]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    head, _, rest = key.partition(".")
+    return {head: _nested(rest, value) if rest else value}
+
+
+def _explain(error: ValidationError, file: str | Path | None) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    key = key or first["msg"].removeprefix("Value error, ").split()[0]
+    others = [".".join(str(part) for part in e["loc"]) for e in error.errors()[1:]]
+    also = f"; also wrong: {', '.join(others)}" if others else ""
+    if first["type"] == "extra_forbidden":
+        return ConfigError(
+            f"unknown config key '{key}'{also}",
+            file=file,
+            found=key,
+            expected=_siblings(key),
+            fix="correct the key's name",
+        )
+    return ConfigError(
+        f"impossible value for config key '{key}'{also}",
+        file=file,
+        expected=first["msg"],
+        found=repr(first["input"]),
+        fix=f"change {key}",
+    )
+
+
+def _siblings(key: str) -> str:
+    """The keys that would have been accepted where an unknown one stood."""
+    model: Any = Config()
+    for part in key.split(".")[:-1]:
+        model = getattr(model, part, None)
+    return "one of " + ", ".join(type(model).model_fields) if isinstance(model, Section) else "a key of the config"

@@ -138,6 +138,8 @@ def _slides_table(
                     "patch_level": attributes.patch_level,
                     "patch_size_level0": attributes.patch_size_level0,
                     "magnification": attributes.magnification,
+                    "level0_width": attributes.level0_width,
+                    "level0_height": attributes.level0_height,
                     "encoder": attributes.encoder,
                     "sha256": record.sha256,
                 }

@@ -214,9 +214,11 @@ class CohortStore:
                 found=f"fingerprint {manifest.fingerprint}",
                 fix="start the run again",
             )
-        cases = self._table("cases", manifest).combine_chunks()
-        slides = self._table("slides", manifest).combine_chunks()
-        genes = self._table("genes", manifest)
+        cases, slides, genes = (self._table(name, manifest).combine_chunks() for name in ("cases", "slides", "genes"))
+        said = (manifest.num_cases, manifest.num_slides, manifest.num_genes)
+        if (cases.num_rows, slides.num_rows, genes.num_rows) != said:
+            found = f"{cases.num_rows}, {slides.num_rows} and {genes.num_rows}"
+            raise self._damaged("manifest.json", "{} cases, {} slides and {} genes".format(*said), found)
         return _Index(
             manifest=manifest,
             cases=cases,

@@ -78,7 +78,7 @@ class WorkPool:
                     future.result()
             return [future.result() for future in futures]
         except BrokenProcessPool as broken:
-            fix = "look for the out-of-memory killer, and ingest with fewer workers"
+            fix = "look for the out-of-memory killer and use fewer workers; a script needs `if __name__ == '__main__':`"
             raise InputError("a worker process of the ingest died", found=str(broken), fix=fix) from broken
 
     def _map_here(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:

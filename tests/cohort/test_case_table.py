@@ -95,6 +95,31 @@ def test_tables_that_are_none_are_refused(tmp_path: Path, text: str, message: st
     assert caught.value.found is not None and found in caught.value.found
 
 
+def test_types_come_from_the_whole_file(tmp_path: Path) -> None:
+    """A text in row 60,000 of a column of numbers, beyond Arrow's first block."""
+    rows = [[f"c{i:06d}", "x" * 20, "y", i] for i in range(60_000)]
+    rows[-1][3] = "not done"
+    extra = read_case_table(write_csv(tmp_path / "c.csv", ("case_id", "note", "label", "grade"), rows)).extra
+    assert extra.schema.field("grade").type == pa.string()
+    assert extra["grade"][-1].as_py() == "not done"
+
+
+def test_line_ends_within_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "cases.csv"
+    path.write_text('case_id,label,report\na,x,"first\nsecond"\nb,y,none\n')
+    table = read_case_table(path)
+    assert table.case_ids == ["a", "b"]
+    assert table.extra["report"].to_pylist() == ["first\nsecond", "none"]
+
+
+def test_other_encodings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cases.csv"
+    path.write_bytes("case_id,label,hospital\na,x,Köln\n".encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8") as caught:
+        read_case_table(path)
+    assert caught.value.found == "other bytes in column hospital"
+
+
 @pytest.mark.parametrize(
     ("name", "stem"),
     [

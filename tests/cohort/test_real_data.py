@@ -66,10 +66,11 @@ def test_bags_of_real_slides(tmp_path: Path) -> None:
 
 def test_clam_s_coordinates_keep_their_geometry(tmp_path: Path) -> None:
     """Real scan order of thousands of patches; features made up."""
-    known = {}
+    known, level_dims = {}, {}
     for i, path in enumerate(sorted((SHARED / "patches" / "clam_coords").glob("*.h5"))):
         with h5py.File(path) as file:
             attributes = dict(file["coords"].attrs)
+            level_dims[path.stem] = attributes["level_dim"]
             known[path.stem] = (file["coords"][:], features(len(file["coords"]), seed=i))
         coords, values = known[path.stem]
         write_h5(tmp_path / "p" / path.name, values, coords, **attributes)
@@ -85,6 +86,7 @@ def test_clam_s_coordinates_keep_their_geometry(tmp_path: Path) -> None:
         np.testing.assert_array_equal(store.read_window(slide_id, start, 700), values[start:].astype(np.float16))
         row = next(r for r in store.slides.to_pylist() if r["slide_id"] == slide_id)
         assert (row["patch_size"], row["patch_level"], row["patch_size_level0"]) == (512, 0, 512)
+        assert (row["level0_width"], row["level0_height"]) == tuple(level_dims[slide_id])
 
 
 def test_tcga_expression_with_the_clinical_table(tmp_path: Path) -> None:

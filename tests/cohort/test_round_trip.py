@@ -126,6 +126,8 @@ def test_attributes_of_the_tools_are_kept(tmp_path: Path) -> None:
         "target_magnification": 20,
         "level0_magnification": 40,
         "overlap": 0,
+        "level0_width": 50_000,
+        "level0_height": 40_000,
     }
     write_h5(sources.patches / "A0-DX1.h5", bag, coords, encoder="uni_v1", **trident)
     clam = {"patch_size": 256, "patch_level": 1, "downsample": np.array([4.0, 4.0])}
@@ -134,9 +136,9 @@ def test_attributes_of_the_tools_are_kept(tmp_path: Path) -> None:
     store = CohortStore.open(sources.out)
     rows = {row["slide_id"]: row for row in store.slides.to_pylist()}
     a0, a1, a2 = rows["A0-DX1"], rows["A1-DX1"], rows["A2-DX1"]
-    names = ("patch_size", "patch_level", "patch_size_level0", "magnification", "encoder")
-    assert [a0[name] for name in names] == [512, None, 1024, 20.0, "uni_v1"]
-    assert [a1[name] for name in names] == [256, 1, 1024, None, None]
+    names = ("patch_size", "patch_level", "patch_size_level0", "magnification", "level0_width", "encoder")
+    assert [a0[name] for name in names] == [512, None, 1024, 20.0, 50_000, "uni_v1"]
+    assert [a1[name] for name in names] == [256, 1, 1024, None, None, None]
     assert (a2["patch_level"], a2["patch_size_level0"], a2["coord_unit"]) == (0, 256, "px")
     assert store.manifest.encoder == "uni_v1"
     assert "the slides differ in patch_size: 256, 512" in report.notes

@@ -255,6 +255,18 @@ def test_manifests_of_another_kind_are_refused(sources: Sources, change: object,
     assert caught.value.fix is not None
 
 
+def test_tables_of_another_store_are_refused(tmp_path: Path) -> None:
+    one, other = make_sources(tmp_path / "one"), make_sources(tmp_path / "other")
+    other.rows.pop()
+    other.write_cases()
+    one.ingest()
+    other.ingest()
+    (one.out / "cases.parquet").write_bytes((other.out / "cases.parquet").read_bytes())
+    with pytest.raises(InputError, match="store is damaged") as caught:
+        CohortStore.open(one.out)
+    assert (caught.value.expected, caught.value.found) == ("6 cases, 6 slides and 5 genes", "5, 6 and 5")
+
+
 def test_a_path_may_be_a_uri(sources: Sources) -> None:
     sources.ingest()
     store = CohortStore.open(f"file://{sources.out}")

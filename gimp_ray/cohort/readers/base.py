@@ -29,6 +29,8 @@ class PatchAttributes:
     patch_level: int | None = None
     patch_size_level0: int | None = None
     magnification: float | None = None
+    level0_width: int | None = None
+    level0_height: int | None = None
 
 
 @dataclass(frozen=True)

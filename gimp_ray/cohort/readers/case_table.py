@@ -78,7 +78,9 @@ def read_csv(path: Path, kind: str, text_columns: tuple[str, ...]) -> pa.Table:
             separator = "\t" if b"\t" in stream.readline() else ","
         table = csv.read_csv(
             path,
-            parse_options=csv.ParseOptions(delimiter=separator),
+            # one block: a column's type is inferred from all of it, not from its first megabyte
+            read_options=csv.ReadOptions(block_size=max(1 << 20, path.stat().st_size + 1)),
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(text_columns, pa.string()),
                 null_values=list(MISSING),
@@ -88,6 +90,12 @@ def read_csv(path: Path, kind: str, text_columns: tuple[str, ...]) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         found = str(error)[:300]
         raise InputError(f"the {kind} cannot be read", file=path, expected="a CSV or TSV file", found=found) from error
+    binary = [field.name for field in table.schema if pa.types.is_binary(field.type)]
+    if binary:
+        found = f"other bytes in column {', '.join(binary)}"
+        raise InputError(
+            f"the {kind} is not UTF-8", file=path, expected="UTF-8 text", found=found, fix="save it as UTF-8"
+        )
     names = [name.strip() for name in table.column_names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

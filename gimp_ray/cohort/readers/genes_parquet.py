@@ -25,10 +25,10 @@ def read(path: Path) -> RawMatrix:
         names = ", ".join(table.schema.names[i] for i in texts) or "none"
         raise _bad(path, f"text columns: {names}" + (f"; not numbers: {', '.join(strange[:5])}" if strange else ""))
     ids = table.column(texts[0]).cast(pa.string()).to_pylist()
-    values = np.empty((table.num_rows, len(others)), dtype=np.float32)
+    by_column = np.empty((len(others), table.num_rows), dtype=np.float32)
     for place, i in enumerate(others):
-        values[:, place] = table.column(i).cast(pa.float32(), safe=False).to_numpy()
-    return RawMatrix(path, [str(name).strip() for name in ids], [table.schema.names[i] for i in others], values)
+        by_column[place] = table.column(i).cast(pa.float32(), safe=False).to_numpy()
+    return RawMatrix(path, [str(name).strip() for name in ids], [table.schema.names[i] for i in others], by_column.T)
 
 
 def _is_text(kind: pa.DataType) -> bool:

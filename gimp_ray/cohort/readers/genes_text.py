@@ -39,10 +39,10 @@ def read(path: Path) -> RawMatrix:
     except (pa.ArrowException, OSError) as error:
         raise _bad(path, _plain(str(error), names)) from error
     row_ids = [name.strip() for name in table.column(0).to_pylist()]
-    values = np.empty((len(row_ids), len(names) - 1), dtype=np.float32)
-    for i in range(len(names) - 1):
-        values[:, i] = table.column(i + 1).to_numpy()
-    return RawMatrix(path, row_ids, names[1:], values)
+    by_column = np.empty((len(names) - 1, len(row_ids)), dtype=np.float32)
+    for i, column in enumerate(table.columns[1:]):
+        by_column[i] = column.to_numpy()
+    return RawMatrix(path, row_ids, names[1:], by_column.T)
 
 
 def _header(path: Path) -> tuple[str, list[str]]:

@@ -2,7 +2,7 @@
 
 `features` (CLAM, TRIDENT) or `feats` (STAMP), (N, D) or (1, N, D); `coords` (N, 2), optional. Patch size, level,
 magnification and encoder come from the attributes of coords, features and the file. Left out: attributes that
-nothing downstream uses (level dimensions, save paths).
+nothing downstream uses (save paths).
 """
 
 from __future__ import annotations
@@ -126,14 +126,18 @@ def _attributes(file: h5py.File, features: h5py.Dataset | None, coords: h5py.Dat
         downsample = np.atleast_1d(of_coords.get("downsample", 1.0 if level == 0 else np.nan))[0]
         level0 = round(size * float(downsample)) if np.isfinite(downsample) else None
     unit = _text(of_coords, "unit") or _text(of_file, "unit")
-    magnification = _number(of_coords, "target_magnification")
+    width, height = _whole(of_coords, "level0_width"), _whole(of_coords, "level0_height")
+    if width is None and level == 0 and "level_dim" in of_coords and np.shape(of_coords["level_dim"]) == (2,):
+        width, height = (int(edge) for edge in of_coords["level_dim"])
     return PatchAttributes(
         encoder=_text(of_features, "encoder") or _text(of_file, "encoder") or _text(of_file, "extractor"),
         coord_unit=None if coords is None else "um" if unit == "um" else "px",
         patch_size=size if size is not None else _whole(of_file, "tile_size_px"),
         patch_level=level,
         patch_size_level0=level0,
-        magnification=magnification,
+        magnification=_number(of_coords, "target_magnification"),
+        level0_width=width,
+        level0_height=height,
     )
 
 

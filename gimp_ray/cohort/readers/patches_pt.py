@@ -27,10 +27,8 @@ def inspect(path: Path, slide_id: str) -> PatchSource:
     n_patches, dim = bag_shape(tuple(tensor.shape), path, slide_id)
     dtype = str(tensor.dtype).removeprefix("torch.")
     source = PatchSource(slide_id, path, n_patches, dim, dtype, False, _chunks)
-    for candidate in (
-        path.parent / "h5_files" / f"{path.stem}.h5",
-        path.parent.parent / "h5_files" / f"{path.stem}.h5",
-    ):
+    folders = (path.parent / "h5_files", path.parent.parent / "h5_files")
+    for candidate in (folder / f"{name}.h5" for folder in folders for name in (path.stem, slide_id)):
         if candidate.is_file():
             attributes = patches_h5.inspect_coords(candidate, slide_id, n_patches)
             if attributes is not None:

@@ -58,6 +58,23 @@ class TableSchema:
         """The Arrow schema; `sizes` gives the symbolic sizes, such as `dim=1024`."""
         return pa.schema([pa.field(c.name, arrow_type(c.type, **sizes), nullable=c.nullable) for c in self.columns])
 
+    def markdown(self) -> str:
+        """The table as documentation: heading, columns, what else it may hold."""
+        lines = [
+            f"### `{self.stored_as}` (schema version {self.version})",
+            "",
+            f"{self.rows[0].upper()}{self.rows[1:]}.",
+        ]
+        if self.sorted_by:
+            lines[-1] += f" Sorted by {', '.join(self.sorted_by)}."
+        lines += ["", "| column | type | unit | null | meaning |", "|---|---|---|---|---|"]
+        for c in self.columns:
+            null = "yes" if c.nullable else "no"
+            lines.append(f"| {c.name} | {c.type} | {c.unit or '-'} | {null} | {c.meaning} |")
+        if self.extra_columns is not None:
+            lines += ["", f"Further columns: {self.extra_columns}."]
+        return "\n".join(lines) + "\n"
+
     def differences(self, found: pa.Schema, **sizes: int) -> list[str]:
         """What in `found` contradicts this schema, one sentence each; empty when it fits."""
         problems = []

@@ -192,7 +192,10 @@ def start_ray(workers: Workers) -> None:
     needed = int(workers.count * workers.cpus) + 3
     # the dashboard's server also answers Train's own questions, which fill the log with warnings without it
     ray.init(
-        num_cpus=workers.num_cpus or max(os.cpu_count() or 1, needed), include_dashboard=True, logging_level="WARNING"
+        address="local",
+        num_cpus=workers.num_cpus or max(os.cpu_count() or 1, needed),
+        include_dashboard=True,
+        logging_level="WARNING",
     )
 
 

@@ -91,7 +91,9 @@ class GroupMSA(nn.Module):
         dropout: after each sub-layer and inside the feed-forward.
         gene_dropout: share of the input values dropped in training (inverted dropout), the strongest regulariser when
             genes are many and patients few.
-        position_std: spread of the fragment positions at the start.
+        position_std: spread of the fragment positions at the start. As wide as the projected genes, not small: the
+            projection is shared, so only its position tells the block which genes a token holds, and next to a small
+            position LayerNorm would divide the level of expression out of the token.
         gene_order: (G,) int64 permutation: which gene stands at each place; None keeps the order given.
 
     Raises:
@@ -108,10 +110,10 @@ class GroupMSA(nn.Module):
         num_fragments: int = 1008,
         num_groups: int = 24,
         heads: int = 8,
-        ff_mult: float = 4.0,
-        dropout: float = 0.0,
-        gene_dropout: float = 0.0,
-        position_std: float = 0.02,
+        ff_mult: float = 2.0,
+        dropout: float = 0.1,
+        gene_dropout: float = 0.3,
+        position_std: float = 1.0,
         gene_order: Tensor | None = None,
     ) -> None:
         super().__init__()

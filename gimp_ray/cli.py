@@ -95,9 +95,11 @@ def ingest(ctx: click.Context, config: Path | None, **given: Any) -> None:
 
 
 @main.command()
-@click.argument("store")
+@click.argument("store", required=False)
+@click.option("--store", "named", help="The store, instead of the argument.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with a config; its store is checked.")
 @click.option("--deep", is_flag=True, help="Also hash and scan every embedding.")
-def check(store: str, deep: bool) -> None:
+def check(store: str | None, named: str | None, config: Path | None, deep: bool) -> None:
     """Check a store: schemas, counts, hashes, splits, orphan files. Exit code 1 where something is wrong.
 
     \b
@@ -106,6 +108,9 @@ def check(store: str, deep: bool) -> None:
     """
     from gimp_ray.cohort.check import check_store
 
+    store = store or named or (load_config(config).store if config else None)
+    if store is None:
+        raise ConfigError("no store was given", expected="gimp check STORE", found="nothing", fix="name the store")
     report = check_store(store, deep=deep)
     click.echo(str(report))
     if not report.ok:
@@ -166,6 +171,7 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
             if where is not None
             else load_config(config, overrides)
         )
+        pipeline.run_folder_of(resolved)
         work = {
             "pretrain-genes": pipeline.pretrain_genes,
             "pretrain": pipeline.pretrain,
@@ -254,8 +260,11 @@ def sweep(
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Parquet file to write; RUN/embeddings.parquet by default."
 )
+@click.option("--config", type=click.Path(path_type=Path), help="YAML laid over the run's own config.")
 @click.pass_context
-def embed(ctx: click.Context, run_dir: Path, model: Path | None, store: str | None, out: Path | None) -> None:
+def embed(
+    ctx: click.Context, run_dir: Path, model: Path | None, store: str | None, out: Path | None, config: Path | None
+) -> None:
     """Write CLS_pat of every case of a store, from whole bags, as Parquet keyed by case.
 
     \b
@@ -266,13 +275,13 @@ def embed(ctx: click.Context, run_dir: Path, model: Path | None, store: str | No
     from gimp_ray.run_folder import RunFolder
 
     overrides = _overrides(ctx.args) | ({"store": store} if store else {})
-    config = pipeline.load_run_config(run_dir, overrides)
+    resolved = pipeline.load_run_config(run_dir, overrides, config)
     run = RunFolder(run_dir)
     file = model or run.model_file("finetune" if run.stage_done("finetune") else "pretrain")
-    click.echo(f"wrote {pipeline.embed(config, file, out or run_dir / 'embeddings.parquet')}")
+    click.echo(f"wrote {pipeline.embed(resolved, file, out or run_dir / 'embeddings.parquet')}")
 
 
-@main.command()
+@main.command(context_settings=ANY_KEYS)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -283,7 +292,9 @@ def embed(ctx: click.Context, run_dir: Path, model: Path | None, store: str | No
 @click.option(
     "--short", is_flag=True, help="A smaller cohort and fewer epochs: does everything, proves nothing about quality."
 )
-def demo(out: Path, short: bool) -> None:
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with config keys to change.")
+@click.pass_context
+def demo(ctx: click.Context, out: Path, short: bool, config: Path | None) -> None:
     """The whole pipeline on a small synthetic cohort, on a local Ray.
 
     \b
@@ -292,7 +303,7 @@ def demo(out: Path, short: bool) -> None:
     """
     from gimp_ray.demo import run_demo
 
-    run = run_demo(out, short)
+    run = run_demo(out, short, config, _overrides(ctx.args))
     click.echo((run.path / "summary.md").read_text())
     click.echo(f"the run folder: {run.path}")
 
@@ -300,7 +311,11 @@ def demo(out: Path, short: bool) -> None:
 @main.command()
 @click.option("--store", help="A store to open as well.")
 @click.option("--address", help="A Ray cluster to ask for its resources.")
-def doctor(store: str | None, address: str | None) -> None:
+@click.option("--ray", "start_ray", is_flag=True, help="Also start a local Ray, which takes about ten seconds.")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="YAML with a config; its store and cluster are checked."
+)
+def doctor(store: str | None, address: str | None, start_ray: bool, config: Path | None) -> None:
     """Is this machine, or cluster, fit? Each check says PASS, WARN or FAIL and what to do. Exit code 1 where one fails.
 
     \b
@@ -309,7 +324,10 @@ def doctor(store: str | None, address: str | None) -> None:
     """
     from gimp_ray.doctor import format_checks, run_checks
 
-    checks = run_checks(store=store, address=address)
+    if config is not None:
+        loaded = load_config(config)
+        store, address = store or loaded.store, address or loaded.cluster.address
+    checks = run_checks(store=store, address=address, start_ray=start_ray)
     click.echo(format_checks(checks))
     if any(one.status == "FAIL" for one in checks):
         sys.exit(1)

@@ -202,7 +202,7 @@ class Config(Section):
 
     store: str | None = Field(None, description="the cohort store")
     run: str | None = Field(None, description="the run folder")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of weights, plans, masks, dropout and resampling")
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
     window: WindowConfig = WindowConfig()

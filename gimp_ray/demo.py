@@ -5,7 +5,6 @@ It shows that everything works on this machine. Its cohort is made up, so its fi
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config_files import load_config
 from gimp_ray.run_folder import RunFolder
-
-log = logging.getLogger(__name__)
 
 COHORT = SynthOptions(
     cases=80, genes=2000, dim=256, min_patches=300, median_patches=1200, max_patches=6000, second_slide=0.15
@@ -39,12 +36,16 @@ SHORT_SETTINGS: dict[str, Any] = SETTINGS | {
 }
 
 
-def run_demo(out: Path, short: bool = False) -> RunFolder:
+def run_demo(
+    out: Path, short: bool = False, file: Path | None = None, overrides: dict[str, Any] | None = None
+) -> RunFolder:
     """Make the cohort, the store and the run under `out`; what is already there is used again.
 
     Args:
         out: a folder of the demo's own.
         short: a smaller cohort and fewer epochs.
+        file: YAML with config keys to change.
+        overrides: dotted config keys to change.
     """
     cohort = SHORT_COHORT if short else COHORT
     sources, store = out / "cohort", out / "store"
@@ -59,7 +60,6 @@ def run_demo(out: Path, short: bool = False) -> RunFolder:
             options=IngestOptions(gene_unit="FPKM", strict=True),
         )
         print(report, flush=True)
-    config = load_config(
-        None, {"store": str(store), "run": str(out / "run")}, base=SHORT_SETTINGS if short else SETTINGS
-    )
+    places = {"store": str(store), "run": str(out / "run")}
+    config = load_config(file, (overrides or {}) | places, base=SHORT_SETTINGS if short else SETTINGS)
     return pipeline.run_all(config)

@@ -38,7 +38,7 @@ def pretrain(config: Config) -> RunFolder:
 
 def finetune(config: Config) -> RunFolder:
     """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says."""
-    run = _run_folder(config)
+    run = run_folder_of(config)
     if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
         raise InputError(
             "this run has no pre-trained model to fine-tune",
@@ -50,7 +50,7 @@ def finetune(config: Config) -> RunFolder:
 
 def evaluate(config: Config) -> RunFolder:
     """Predictions, metrics with intervals, reference rows, figures and `summary.md` of a fine-tuned run."""
-    run = _run_folder(config)
+    run = run_folder_of(config)
     if not run.stage_done("finetune"):
         raise InputError(
             "this run has no fine-tuned model to evaluate",
@@ -71,7 +71,7 @@ def embed(config: Config, model: Path, out: Path) -> Path:
     """CLS_pat of every case of the config's store under a trained model, as a Parquet file."""
     config, model, out = with_absolute_paths(config), model.resolve(), out.resolve()
     job = _embed_job(config, model, out, None)
-    run_jobs([job], _run_folder(config, default=out.parent), workers_of(config))
+    run_jobs([job], run_folder_of(config, default=out.parent), workers_of(config))
     return out
 
 
@@ -85,14 +85,14 @@ def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = No
 
 def embed_parts(config: Config, model: Path, out: Path, parts: list[str]) -> Path:
     """CLS_pat of some parts of the config's split, as a Parquet file."""
-    run_jobs([_embed_job(config, model, out, parts)], _run_folder(config), workers_of(config))
+    run_jobs([_embed_job(config, model, out, parts)], run_folder_of(config), workers_of(config))
     return out
 
 
 def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:
     """Do the stages of a run that are not done, and the evaluation where asked."""
     config = with_absolute_paths(config)
-    run = _run_folder(config)
+    run = run_folder_of(config)
     store = open_store(config)
     _open_run(run, config, store)
     jobs = [
@@ -159,7 +159,8 @@ def workers_of(config: Config) -> Workers:
     )
 
 
-def _run_folder(config: Config, default: Path | None = None) -> RunFolder:
+def run_folder_of(config: Config, default: Path | None = None) -> RunFolder:
+    """The config's run folder; refuses a config that names none."""
     path = config.run or default
     if path is None:
         raise ConfigError(

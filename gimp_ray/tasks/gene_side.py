@@ -56,7 +56,7 @@ class GeneSide:
 def fit_gene_side(store: CohortStore, index: CohortIndex, genes: GenesConfig, dim: int) -> GeneSide:
     """A fresh encoder whose input statistics are fitted on the index's (training) cases alone."""
     log = needs_log(store, index) if genes.log is None else genes.log
-    gene_input = GeneInput.fit(_training_rows(store, index), log=log, top_genes=genes.top_genes)
+    gene_input = GeneInput.fit(_training_rows(store, index), log=log, top_genes=genes.top_genes, clip=genes.clip)
     card = {
         "encoder": genes.encoder,
         "dim": dim,
@@ -65,6 +65,7 @@ def fit_gene_side(store: CohortStore, index: CohortIndex, genes: GenesConfig, di
         "fragments": genes.fragments,
         "groups": genes.groups,
         "heads": genes.heads,
+        "ff_mult": genes.ff_mult,
         "dropout": genes.dropout,
         "gene_dropout": genes.gene_dropout,
         "log": log,
@@ -135,6 +136,7 @@ def _network(card: dict[str, Any]) -> nn.Module:
         fragments,
         groups,
         heads=_heads(card["dim"], card["heads"]),
+        ff_mult=card["ff_mult"],
         dropout=card["dropout"],
         gene_dropout=card["gene_dropout"],
     )

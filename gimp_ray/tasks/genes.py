@@ -16,6 +16,7 @@ from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays
 from gimp_ray.models import MLPHead
+from gimp_ray.objectives import mixup
 from gimp_ray.tasks.gene_side import CHUNK, GeneSide, fit_gene_side
 from gimp_ray.tasks.planned import PlannedTask, in_chunks, seeded
 from gimp_ray.tasks.scores import case_record, selection_score, validation_figures
@@ -41,12 +42,17 @@ class GenePretraining(PlannedTask):
         seeded(self.seed)
         self.side = fit_gene_side(self.store, self.index, self.config.genes, self.config.model.dim)
         head = MLPHead(self.config.model.dim, len(self.store.classes), hidden=())
-        return nn.Sequential(self.side.encoder, head).to(device)
+        self.side.encoder.to(device)
+        return nn.Sequential(self.side.encoder.net, head.to(device))
 
     def loss(self, model: nn.Module, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
-        logits_BC = model(batch["genes"])
-        accuracy = (logits_BC.argmax(dim=-1) == batch["label"]).float().mean()
-        return F.cross_entropy(logits_BC, batch["label"]), {"accuracy": accuracy}
+        genes = self.config.genes
+        # mixed after the scaling, which is no part of what is trained
+        scaled_BG = self.side.encoder.input(batch["genes"])
+        mixed_BG, target_BC = mixup(scaled_BG, batch["label"], len(self.store.classes), genes.mixup)
+        logits_BC = model(mixed_BG)
+        accuracy = (logits_BC.argmax(dim=-1) == target_BC.argmax(dim=-1)).float().mean()
+        return F.cross_entropy(logits_BC, target_BC, label_smoothing=genes.label_smoothing), {"accuracy": accuracy}
 
     def validate(self, model: nn.Module, world: World) -> list[Record] | None:
         if self.validation is None:
@@ -55,7 +61,7 @@ class GenePretraining(PlannedTask):
         for chunk in in_chunks(self.validation.case_ids[world.rank :: world.size], CHUNK):
             values = torch.from_numpy(self.store.read_genes(chunk)).to(world.device)
             labels = dict(zip(self.validation.case_ids.tolist(), self.validation.labels.tolist(), strict=True))
-            logits_BC = model(values)
+            logits_BC = model(self.side.encoder.input(values))
             records += [
                 case_record(case, labels[case], logits_C) for case, logits_C in zip(chunk, logits_BC, strict=True)
             ]
@@ -67,7 +73,9 @@ class GenePretraining(PlannedTask):
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         state = model.state_dict()
-        weights = part(state, "0") | {f"head.{name}": value for name, value in part(state, "1").items()}
+        weights = {f"input.{name}": value for name, value in self.side.encoder.input.state_dict().items()}
+        weights |= {f"net.{name}": value for name, value in part(state, "0").items()}
+        weights |= {f"head.{name}": value for name, value in part(state, "1").items()}
         return weights, {
             "genes": self.side.card,
             "classes": list(self.store.classes),

@@ -18,6 +18,7 @@ from gimp_ray.config_files import build_config, differences, load_config, read_y
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.feed.plan import effective
 from gimp_ray.run_folder import STAGES, RunFolder, attempt, environment, write_json, write_text
 from gimp_ray.tasks import CohortEmbedding, Finetuning, GenePretraining, GimpPretraining
 from gimp_ray.tasks.planned import open_store
@@ -101,6 +102,13 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
         if not run.stage_done(stage)
     ]
     _check_early(jobs, config.train.workers)
+    if evaluated and not getattr(store.split(config.split.scheme, config.split.fold), config.evaluate.part):
+        raise InputError(
+            f"the split has no {config.evaluate.part} part to evaluate on",
+            file=store.path,
+            found=f"scheme {config.split.scheme}, fold {config.split.fold}",
+            fix="choose another scheme or fold, or evaluate.part",
+        )
     with _attempt(run, stages) as ended:
         embeds = _evaluation_jobs(config, run) if evaluated else []
         ended["status"] = outcome = run_jobs(jobs + embeds, run, workers_of(config))
@@ -119,7 +127,17 @@ def _check_early(jobs: list[Job], workers: int) -> None:
     missing modality.
     """
     for job in jobs:
-        job.factory(**job.arguments).plan.total_steps(max(1, workers))
+        task = job.factory(**job.arguments)
+        task.plan.total_steps(max(1, workers))
+        asked, allowed = task.batching, effective(task.batching, task.index, max(1, workers))
+        if asked != allowed:
+            changed = ", ".join(
+                f"{k} {v} -> {getattr(allowed, k)}" for k, v in vars(asked).items() if v != getattr(allowed, k)
+            )
+            print(
+                f"note: stage '{job.name}': the training split is too small for the mini-batch asked for: {changed}",
+                flush=True,
+            )
 
 
 def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:

@@ -313,7 +313,8 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices)
+    # no layer here has batch statistics, so buffers are the same on every rank and stay so
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 def _refuse_loss(stage: _Stage, step: int, row: Row, arrays: Arrays) -> None:

@@ -21,6 +21,7 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import build_config
 from gimp_ray.engine.protocol import Record, World
+from gimp_ray.errors import InputError
 from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import CohortIndex, index_cases
 from gimp_ray.feed.windows import read_bags
@@ -55,7 +56,12 @@ class CohortEmbedding:
         if self.parts is None:
             return dict.fromkeys(self.store.cases["case_id"].to_pylist())
         split = self.store.split(self.config.split.scheme, self.config.split.fold)
-        return {case: name for name in self.parts for case in getattr(split, name)}
+        found: dict[str, str | None] = {case: name for name in self.parts for case in getattr(split, name)}
+        if not found:
+            raise InputError(
+                "no case to embed", file=self.store.path, found=f"empty parts {self.parts}", fix="choose other parts"
+            )
+        return found
 
     @torch.no_grad()
     def run(self, world: World) -> list[Record]:

@@ -8,6 +8,7 @@ inside each worker's mini-batch, so its value depends on how many cases a worker
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ class GimpPretraining(PlannedTask):
         known = torch.isin(batch["case"], self._training_numbers.to(batch["case"].device))
         return torch.where(known, batch["label"], len(self.store.classes) + batch["case"])
 
-    @property
+    @cached_property
     def _training_numbers(self) -> Tensor:
         train = set(self.parts["train"])
         return torch.tensor([number for number, case in enumerate(self.index.case_ids.tolist()) if case in train])

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 SelectBy = Literal["variance", "f_score"]
+Order = Literal["stored", "score"]
 Chunk = Tensor | tuple[Tensor, Tensor]
 
 
@@ -112,6 +113,7 @@ class GeneInput(nn.Module):
         log: bool,
         top_genes: int = 0,
         select_by: SelectBy = "variance",
+        order: Order = "stored",
         labels: Tensor | None = None,
         clip: float = math.inf,
     ) -> Self:
@@ -120,8 +122,10 @@ class GeneInput(nn.Module):
         Args:
             values: (n, G), or an iterable of such chunks, read once; for `f_score` an iterable of (chunk, labels).
             log: see the class.
-            top_genes: number of genes kept, best first by `select_by`, in stored order; 0 keeps all.
+            top_genes: number of genes kept, the best by `select_by`; 0 keeps all.
             select_by: "variance" after the log, or "f_score" (one-way ANOVA against `labels`).
+            order: how the kept genes are laid out, and so which share a fragment and a group of `GroupMSA`: as
+                "stored", or by "score", best first: a fragment then holds genes that say about as much as each other.
             labels: (n,) integers, with a tensor of values and `f_score`.
             clip: see the class.
 
@@ -131,6 +135,8 @@ class GeneInput(nn.Module):
         """
         if select_by not in get_args(SelectBy):
             raise ValueError(f"select_by must be one of {get_args(SelectBy)}: found {select_by!r}")
+        if order not in get_args(Order):
+            raise ValueError(f"order must be one of {get_args(Order)}: found {order!r}")
         chunks: Iterable[Chunk] = values if not isinstance(values, Tensor) else [_paired(values, labels)]
         moments = _Moments()
         for chunk in chunks:
@@ -145,9 +151,11 @@ class GeneInput(nn.Module):
 
         num_genes = len(mean_G)
         select_K = torch.arange(num_genes)
-        if 0 < top_genes < num_genes:
+        if 0 < top_genes < num_genes or order == "score":
             score_G = variance_G if select_by == "variance" else moments.f_score()
-            select_K = score_G.argsort(descending=True, stable=True)[:top_genes].sort().values
+            select_K = score_G.argsort(descending=True, stable=True)[: top_genes or num_genes]
+            if order == "stored":
+                select_K = select_K.sort().values
         fitted = cls(num_genes, log, clip, num_kept=len(select_K))
         # Rounding leaves dust in the variance of a constant gene; measured against its level it is none.
         constant_K = (variance_G <= 1e-14 * (1 + mean_G.square()))[select_K]

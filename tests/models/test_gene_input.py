@@ -51,6 +51,15 @@ def test_most_variable_genes_are_kept_in_stored_order():
     torch.testing.assert_close(fitted(x), GeneInput.fit(x, log=False)(x)[:, fitted.select])
 
 
+@pytest.mark.parametrize("top_genes", [0, 5])
+def test_order_by_score_puts_the_best_gene_first(top_genes):
+    x = expression()
+    best_first = x.var(0).argsort(descending=True)[: top_genes or 12]
+    fitted = GeneInput.fit(x, log=False, top_genes=top_genes, order="score")
+    assert torch.equal(fitted.select, best_first)
+    torch.testing.assert_close(fitted(x), GeneInput.fit(x, log=False)(x)[:, best_first])
+
+
 def test_f_score_keeps_the_genes_that_separate_the_classes():
     from sklearn.feature_selection import f_classif
 
@@ -95,6 +104,7 @@ def test_plain_constructor_is_the_identity():
         (iter([torch.zeros(2, 3), torch.zeros(2, 4)]), {}, r"\(cases, 3\)"),
         (torch.rand(4, 3), {"select_by": "f_score", "top_genes": 1}, "labels"),
         (torch.rand(4, 3), {"select_by": "p_value"}, "p_value"),
+        (torch.rand(4, 3), {"order": "length"}, "length"),
     ],
 )
 def test_nonsense_is_refused(values, settings, message):

@@ -79,9 +79,11 @@ def embed(config: Config, model: Path, out: Path) -> Path:
 def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = None) -> Config:
     """The config of a run folder, with a file and overrides laid over it; defaults for a new folder."""
     saved = RunFolder(run).config_file
-    return with_absolute_paths(
-        load_config(file, overrides | {"run": str(run)}, base=read_yaml(saved) if saved.exists() else None)
-    )
+    base = read_yaml(saved) if saved.exists() else {}
+    for train in (base.get("train"), base.get("genes", {}).get("train"), base.get("finetune", {}).get("train")):
+        if train:
+            train.pop("stop_after", None)  # holds for the command that gave it
+    return with_absolute_paths(load_config(file, overrides | {"run": str(run)}, base=base))
 
 
 def embed_parts(config: Config, model: Path, out: Path, parts: list[str]) -> Path:

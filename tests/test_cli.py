@@ -237,3 +237,12 @@ def test_the_cluster_file_is_valid_for_rays_launcher() -> None:
     validate_config(prepare_config(tree))
     assert any("gimp_ray" in command for command in tree["setup_commands"])
     assert tree["available_node_types"][tree["head_node_type"]]["node_config"]["InstanceType"].startswith("m")
+
+
+def test_the_same_command_without_stop_after_goes_on(config_file: Path, store_path: Path, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    command = ["pretrain", "--config", config_file, "--store", store_path, "--run", run.path, "--genes.encoder", "none"]
+    assert gimp(*command, "--train.stop_after", "1").exit_code == 0
+    assert not run.stage_done("pretrain")
+    assert gimp("pretrain", "--run", run.path).exit_code == 0
+    assert run.stage_done("pretrain")

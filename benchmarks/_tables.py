@@ -1,0 +1,61 @@
+"""Benchmark results as JSON and as a section of a Markdown file that others also write to.
+
+A section lies between two comment lines with its name; writing it again replaces it and nothing else.
+"""
+
+import json
+import platform
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write `result` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(path.suffix + ".part")
+    aside.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    aside.replace(path)
+
+
+def replace_section(path: Path, name: str, markdown: str) -> None:
+    """Put `markdown` between the markers of section `name`, at the end of the file where it has none yet."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    text = path.read_text(encoding="utf-8") if path.exists() else "# Results\n"
+    section = f"{begin}\n{markdown.strip()}\n{end}"
+    if begin in text and end in text:
+        before, rest = text.split(begin, 1)
+        text = before + section + rest.split(end, 1)[1]
+    else:
+        text = f"{text.rstrip()}\n\n{section}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def gene_table(rows: list[dict[str, Any]]) -> str:
+    """The rows of `_gene_rows.measure` as a Markdown table."""
+    head = "| method | fitted on | accuracy | minus logistic regression | AUC | minus logistic regression |"
+    lines = [head, "|---|---|---|---|---|---|"]
+    for row in rows:
+        difference = row["minus_reference"]
+        is_reference = difference["accuracy"]["low"] == difference["accuracy"]["high"] == 0
+        cells = [row["method"], row["trained_on"]]
+        for metric in ("accuracy", "auroc"):
+            cells += [_interval(row[metric]), "" if is_reference else _interval(difference[metric], sign=True)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def circumstances(command: str, hardware: str, seconds: float) -> str:
+    """How the numbers came about, in one paragraph."""
+    return (
+        f"Measured {date.today().isoformat()} on {hardware} in {seconds / 60:.0f} minutes (Python "
+        f"{platform.python_version()}, torch {torch.__version__}): `{command}`."
+    )
+
+
+def _interval(value: dict[str, Any], sign: bool = False) -> str:
+    form = "+.3f" if sign else ".3f"
+    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"

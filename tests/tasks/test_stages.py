@@ -1,4 +1,4 @@
-"""What each stage promises: frozen parts stay frozen, fitting sees the training part alone, neighbours do not matter."""
+"""What each stage promises: frozen parts stay frozen, fitting sees training cases alone, neighbours do not matter."""
 
 from __future__ import annotations
 

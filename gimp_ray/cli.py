@@ -180,8 +180,8 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
             "run": pipeline.run_all,
         }[name]
         run = work(resolved)
-        summary = run.path / "summary.md"
-        click.echo(f"{name}: done, see {summary if summary.exists() else run.path}")
+        outcome = run.record()["attempts"][-1]["status"]
+        click.echo(f"{name}: {outcome}, see {run.path / 'summary.md'}")
 
 
 _run_verb(

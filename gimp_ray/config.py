@@ -49,7 +49,7 @@ class TrainConfig(Section):
     max_failures: int = Field(3, ge=-1, description="automatic restarts from the last checkpoint after a failure")
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of the metrics log")
     stop_after: int | None = Field(
-        None, ge=1, description="stop cleanly after this epoch; the same command without it continues"
+        None, ge=1, description="stop this stage cleanly after this epoch; the same command without it continues"
     )
 
 
@@ -121,13 +121,13 @@ class ModelConfig(Section):
     """The patch aggregator (section 2.2)."""
 
     dim: int = Field(512, ge=8, description="d, width of CLS_img and CLS_ge")
-    heads: int = Field(8, ge=1)
-    dim_head: int = Field(64, ge=1)
+    heads: int = Field(8, ge=1, description="attention heads")
+    dim_head: int = Field(64, ge=1, description="width of a head")
     landmarks: int = Field(256, ge=1, description="m of Nystrom attention (Eq. 1-2)")
     pinv_iterations: int = Field(6, ge=1, description="Newton-Schulz iterations of the pseudo-inverse")
     residual_kernel: int = Field(33, ge=1, description="depthwise convolution over the values")
-    layers: int = Field(2, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    layers: int = Field(2, ge=1, description="Nystrom attention layers")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after each attention layer")
 
 
 class GenesConfig(Section):
@@ -140,13 +140,13 @@ class GenesConfig(Section):
     top_genes: int = Field(0, ge=0, description="keep this many most variable training genes; 0 keeps all")
     fragments: int = Field(1008, ge=1, description="N_f")
     groups: int = Field(24, ge=1, description="N_gr")
-    heads: int = Field(8, ge=1)
+    heads: int = Field(8, ge=1, description="attention heads; the most up to this that divide model.dim are used")
     ff_mult: float = Field(2.0, gt=0, description="width of the feed-forward layers over d")
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1, description="inside the encoder; SNN: of AlphaDropout")
     gene_dropout: float = Field(0.3, ge=0, lt=1, description="share of input genes set to their mean in training")
     clip: float = Field(5.0, gt=0, description="z-scores are kept within this many deviations")
     mixup: float = Field(0.4, ge=0, description="Beta parameter of mixup in training; 0 switches it off")
-    label_smoothing: float = Field(0.1, ge=0, lt=1)
+    label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the supervised pre-training's cross-entropy")
     log: bool | None = Field(None, description="apply log2(x + 1); unset: from the unit in the store")
     batch_size: int = Field(32, ge=1, description="cases in a worker's mini-batch")
     train: GenesTrainConfig = GenesTrainConfig()
@@ -158,7 +158,7 @@ class FinetuneConfig(Section):
     init: str = Field("pretrain", description="pretrain: this run's pre-trained model; scratch; or a .safetensors file")
     freeze_genes: bool = Field(True, description="keep the gene encoder frozen in fine-tuning too")
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
-    dropout: float = Field(0.25, ge=0, lt=1)
+    dropout: float = Field(0.25, ge=0, lt=1, description="of the head")
     batch_size: int = Field(4, ge=1, description="whole bags in a worker's mini-batch")
     select: Literal["accuracy", "loss", "auroc"] = Field(
         "accuracy", description="validation figure that picks the epoch; ties by loss"
@@ -178,7 +178,7 @@ class CheckpointConfig(Section):
     """When a run saves what it needs to continue."""
 
     every_steps: int | None = Field(None, ge=1, description="optimiser steps between checkpoints, besides one an epoch")
-    every_epochs: int = Field(1, ge=1)
+    every_epochs: int = Field(1, ge=1, description="epochs between checkpoints")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
 
 

@@ -148,10 +148,15 @@ def _describe_section(name: str, section: Section) -> list[tuple[str, str, str]]
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
         if isinstance(value, Section):
-            rows += [(f"{name}.{key}.{k}", "inherited" if v is None else str(v), "as train." + k) for k, v in value]
+            rows += [(f"{name}.{key}.{k}", _unset(k) if v is None else str(v), f"as train.{k}") for k, v in value]
         else:
             rows.append((f"{name}.{key}", str(value), field.description or ""))
     return rows
+
+
+def _unset(key: str) -> str:
+    """What an unset key of a stage's training means."""
+    return "None" if key == "stop_after" else "inherited"
 
 
 def _under(key: str, prefixes: Iterable[str]) -> bool:

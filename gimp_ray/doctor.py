@@ -12,12 +12,13 @@ import logging
 import os
 import platform
 import shutil
-import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from gimp_ray.reachable import listens
 
 Status = Literal["PASS", "WARN", "FAIL"]
 Finding = tuple[Status, str, str]
@@ -221,7 +222,7 @@ def _s3_credentials() -> str | None:
 def _cluster(address: str | None) -> Finding:
     import ray
 
-    if address is not None and not _listens(address):
+    if address is not None and not listens(address):
         return (
             "FAIL",
             f"nobody listens at {address}",
@@ -242,18 +243,6 @@ def _cluster(address: str | None) -> Finding:
     if total.get("CPU", 0) < 2:
         return "WARN", found, "a worker takes one CPU and Ray Data needs one: add a node, or declare more CPUs"
     return "PASS", found, ""
-
-
-def _listens(address: str, seconds: float = 3.0) -> bool:
-    """Whether a host:port answers at all; Ray itself would try for minutes. Names such as `auto` are Ray's to find."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return True
-    try:
-        with socket.create_connection((host, int(port)), timeout=seconds):
-            return True
-    except OSError:
-        return False
 
 
 def _store(address: str) -> Finding:

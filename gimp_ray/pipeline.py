@@ -222,7 +222,7 @@ def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
     old = build_config(read_yaml(run.config_file), run.config_file)
     begun = [stage for stage in STAGES if run.stage_done(stage) or run.checkpoints(stage).exists()]
     if begun:
-        changed = differences(old, config, _sections_of(begun))
+        changed = _changed_for(begun, old, config)
         if changed:
             key, (before, now) = next(iter(changed.items()))
             raise ConfigError(
@@ -244,14 +244,19 @@ def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
         )
 
 
-def _sections_of(stages: list[str]) -> list[str]:
-    """The config sections that stages already begun depend on."""
+def _changed_for(stages: list[str], old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """What differs between two configs of what the stages already begun depend on."""
     sections = {
-        "genes": ["seed", "split", "genes", "model.dim", "train.weight_decay", "train.warmup", "train.clip_norm"],
+        "genes": ["seed", "split", "genes", "model.dim"],
         "pretrain": ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model"],
-        "finetune": ["seed", "split", "genes", "train", "model", "finetune"],
+        "finetune": ["seed", "split", "genes", "model", "finetune"],
     }
-    return [section for stage in stages for section in sections[stage]]
+    changed = differences(old, new, [section for stage in stages for section in sections[stage]])
+    for stage in stages:
+        # what a stage inherits from `train` is its own as well
+        before, after = (config.model_copy(update={"train": config.stage_train(stage)}) for config in (old, new))
+        changed |= differences(before, after, ["train"])
+    return changed
 
 
 @contextmanager

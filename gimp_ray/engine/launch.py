@@ -23,6 +23,7 @@ from gimp_ray.engine.loop import Report, Saving, find_start, gather_records, tra
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
+from gimp_ray.reachable import listens
 from gimp_ray.run_folder import RunFolder
 
 
@@ -187,6 +188,11 @@ def start_ray(workers: Workers) -> None:
     if ray.is_initialized():
         return
     if address:
+        if not listens(address):
+            raise GimpError(
+                f"nobody listens at the Ray cluster's address {address}",
+                fix="check cluster.address and RAY_ADDRESS, and `ray status` on the head node",
+            )
         ray.init(address=address, log_to_driver=True)
         return
     needed = int(workers.count * workers.cpus) + 3

@@ -145,7 +145,8 @@ def _example(key: str, dimension: Dimension) -> Any:
 
 def _domain(tune: Any, dimension: Dimension) -> Any:
     ((kind, values),) = dimension.items()
-    return tune.choice(values) if kind == "choice" else getattr(tune, kind)(*values)
+    # YAML reads 1e-5 as a word
+    return tune.choice(values) if kind == "choice" else getattr(tune, kind)(*(float(value) for value in values))
 
 
 def _resources(base: Config) -> dict[str, float]:

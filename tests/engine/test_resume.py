@@ -119,3 +119,11 @@ def test_a_loss_that_is_not_finite_stops_with_its_place_named(tiny: Config) -> N
         pipeline.pretrain(changed(tiny, train__lr=1e30, train__clip_norm=0, train__warmup=0))
     assert "case numbers" in str(refusal.value) and "train.lr" in str(refusal.value)
     assert RunFolder(tiny.run or "").record()["attempts"][-1]["status"].startswith("failed: GimpError")
+
+
+def test_a_setting_that_a_begun_stage_inherits_is_refused_too(tiny: Config) -> None:
+    pipeline.pretrain_genes(changed(tiny, genes__train__stop_after=1))
+    with pytest.raises(ConfigError, match=r"train\.accumulate"):
+        pipeline.pretrain_genes(changed(tiny, train__accumulate=2))
+    # what only a later stage uses may still change
+    assert pipeline.pretrain_genes(changed(tiny, mask__ratio=0.3)).stage_done("genes")

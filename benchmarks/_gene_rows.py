@@ -27,6 +27,7 @@ def measure(
     cohort: GeneCohort,
     methods: Mapping[str, Sequence[NetSettings]],
     seeds: int,
+    fitted_on: Sequence[str] = (TRAIN, REFIT),
     log: Log = print,
 ) -> dict[str, Any]:
     """Measure logistic regression and every method on all folds.
@@ -35,6 +36,7 @@ def measure(
         cohort: expression and labels.
         methods: name -> candidate settings, among which each fold chooses on its validation part.
         seeds: networks a method; 0 .. seeds - 1.
+        fitted_on: which fits are reported; `REFIT` alone saves the first where there is nothing to choose.
         log: takes a line of progress.
 
     Returns:
@@ -43,19 +45,18 @@ def measure(
     """
     start = time.monotonic()
     N = len(cohort.case_ids)
-    predictions = {
-        name: {on: np.full((n, N), np.nan) for on in (TRAIN, REFIT)} for name, n in _networks(methods, seeds)
-    }
+    predictions = {name: {on: np.full((n, N), np.nan) for on in fitted_on} for name, n in _networks(methods, seeds)}
     chosen: dict[str, list[str]] = {name: [] for name in methods}
     fold_N = np.zeros(N, dtype=np.int64)
     for fold in folds(cohort.labels):
         fold_N[fold.test] = fold.index
-        for on, rows in ((TRAIN, fold.train), (REFIT, np.concatenate([fold.train, fold.val]))):
+        for on in fitted_on:
+            rows = fold.train if on == TRAIN else np.concatenate([fold.train, fold.val])
             x, y, test = cohort.expression[rows], cohort.labels[rows], cohort.expression[fold.test]
             for name, select_by in REFERENCES.items():
                 predictions[name][on][0, fold.test] = logistic_regression(x, y, test, select_by)
         for name, candidates in methods.items():
-            settings, by_seed = _one_fold(cohort, fold, candidates, seeds)
+            settings, by_seed = _one_fold(cohort, fold, candidates, seeds, fitted_on)
             chosen[name].append(settings.name)
             for on, values in by_seed.items():
                 predictions[name][on][:, fold.test] = values
@@ -79,18 +80,24 @@ def _networks(methods: Mapping[str, Sequence[NetSettings]], seeds: int) -> list[
 
 
 def _one_fold(
-    cohort: GeneCohort, fold: Fold, candidates: Sequence[NetSettings], seeds: int
+    cohort: GeneCohort, fold: Fold, candidates: Sequence[NetSettings], seeds: int, fitted_on: Sequence[str]
 ) -> tuple[NetSettings, dict[str, list[Probabilities]]]:
     """The settings with the lowest validation log loss of their first network, and the test part's probabilities."""
     x, y = cohort.expression, cohort.labels
     train, both = fold.train, np.concatenate([fold.train, fold.val])
     evaluate = [x[fold.val], x[fold.test]]
-    first = {settings: networks(settings, x[train], y[train], evaluate, [0])[0] for settings in candidates}
-    val_labels = y[fold.val].numpy()
-    settings = min(first, key=lambda candidate: _log_loss(first[candidate][0], val_labels))
-    more = networks(settings, x[train], y[train], evaluate, range(1, seeds))
-    refits = networks(settings, x[both], y[both], evaluate[1:], range(seeds))
-    return settings, {TRAIN: [test for _, test in [first[settings], *more]], REFIT: [test for (test,) in refits]}
+    settings, tests = candidates[0], {}
+    if TRAIN in fitted_on or len(candidates) > 1:
+        first = {settings: networks(settings, x[train], y[train], evaluate, [0])[0] for settings in candidates}
+        val_labels = y[fold.val].numpy()
+        settings = min(first, key=lambda candidate: _log_loss(first[candidate][0], val_labels))
+    if TRAIN in fitted_on:
+        more = networks(settings, x[train], y[train], evaluate, range(1, seeds))
+        tests[TRAIN] = [test for _, test in [first[settings], *more]]
+    if REFIT in fitted_on:
+        refits = networks(settings, x[both], y[both], evaluate[1:], range(seeds))
+        tests[REFIT] = [test for (test,) in refits]
+    return settings, tests
 
 
 def _log_loss(p: Probabilities, labels: np.ndarray) -> float:
@@ -101,7 +108,7 @@ def _rows(
     cohort: GeneCohort, predictions: dict[str, dict[str, np.ndarray]], fold_N: np.ndarray
 ) -> list[dict[str, Any]]:
     rows = []
-    for on in (TRAIN, REFIT):
+    for on in predictions[REFERENCE]:
         reference_N = predictions[REFERENCE][on][0]
         for name, by_on in predictions.items():
             values_SN = by_on[on]

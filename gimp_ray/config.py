@@ -125,7 +125,7 @@ class ModelConfig(Section):
     dim_head: int = Field(64, ge=1, description="width of a head")
     landmarks: int = Field(256, ge=1, description="m of Nystrom attention (Eq. 1-2)")
     pinv_iterations: int = Field(6, ge=1, description="Newton-Schulz iterations of the pseudo-inverse")
-    residual_kernel: int = Field(33, ge=1, description="depthwise convolution over the values")
+    residual_kernel: int = Field(33, ge=0, description="depthwise convolution over the values: odd, or 0 for none")
     layers: int = Field(2, ge=1, description="Nystrom attention layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="after each attention layer")
 
@@ -226,6 +226,12 @@ class Config(Section):
     def _something_is_masked(self) -> Config:
         if round(self.mask.ratio * self.window.length) < 1:
             raise ValueError("mask.ratio times window.length must round to at least 1, or nothing is masked")
+        return self
+
+    @model_validator(mode="after")
+    def _kernel_is_centred(self) -> Config:
+        if self.model.residual_kernel and self.model.residual_kernel % 2 == 0:
+            raise ValueError("model.residual_kernel must be odd, or 0")
         return self
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ def load_config(
     merge(tree, base or {})
     merge(tree, read_yaml(file) if file is not None else {})
     for key, value in (overrides or {}).items():
-        merge(tree, _nested(key, yaml.safe_load(value) if isinstance(value, str) and value else value))
+        merge(tree, _nested(key, _value_of(key, value)))
     return build_config(tree, file)
 
 
@@ -157,6 +157,20 @@ def _describe_section(name: str, section: Section) -> list[tuple[str, str, str]]
 def _unset(key: str) -> str:
     """What an unset key of a stage's training means."""
     return "None" if key == "stop_after" else "inherited"
+
+
+def _value_of(key: str, value: Any) -> Any:
+    """An override's value: a YAML scalar, but a path or a name is what was typed, whatever YAML would see in it."""
+    if not isinstance(value, str) or not value:
+        return value
+    model: Any = Config
+    for part in key.split(".")[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = None if field is None else field.annotation
+    field = getattr(model, "model_fields", {}).get(key.rsplit(".", maxsplit=1)[-1])
+    if field is not None and field.annotation in (str, str | None):
+        return None if value == "null" and field.annotation is not str else value
+    return yaml.safe_load(value)
 
 
 def _under(key: str, prefixes: Iterable[str]) -> bool:

@@ -15,14 +15,14 @@ from gimp_ray.config_files import load_config
 from gimp_ray.run_folder import RunFolder
 
 COHORT = SynthOptions(
-    cases=80, genes=2000, dim=256, min_patches=300, median_patches=1200, max_patches=6000, second_slide=0.15
+    cases=120, genes=2000, dim=256, min_patches=300, median_patches=1200, max_patches=6000, second_slide=0.15
 )
 SETTINGS: dict[str, Any] = {
-    "train": {"epochs": 15, "workers": 2, "lr": 5e-4},
+    "train": {"epochs": 12, "workers": 2, "lr": 5e-4},
     "window": {"length": 1024},
     "batch": {"classes": 2, "cases_per_class": 3},
     "model": {"dim": 128, "heads": 4, "dim_head": 32, "landmarks": 64},
-    "genes": {"fragments": 120, "groups": 12, "heads": 4, "train": {"epochs": 20, "lr": 1e-3}},
+    "genes": {"fragments": 120, "groups": 12, "heads": 4, "batch_size": 4, "train": {"epochs": 20, "lr": 3e-3}},
     "finetune": {"batch_size": 4, "train": {"epochs": 12, "lr": 5e-4}},
     "checkpoint": {"every_epochs": 5},
 }
@@ -31,7 +31,7 @@ SHORT_SETTINGS: dict[str, Any] = SETTINGS | {
     "train": {"epochs": 2, "workers": 2, "lr": 5e-4},
     "window": {"length": 128},
     "model": {"dim": 32, "heads": 2, "dim_head": 16, "landmarks": 16},
-    "genes": {"fragments": 40, "groups": 4, "heads": 2, "train": {"epochs": 3, "lr": 1e-3}},
+    "genes": {"fragments": 40, "groups": 4, "heads": 2, "batch_size": 4, "train": {"epochs": 3, "lr": 3e-3}},
     "finetune": {"batch_size": 4, "train": {"epochs": 2, "lr": 5e-4}},
 }
 

@@ -130,6 +130,7 @@ def _check_early(jobs: list[Job], workers: int) -> None:
     """
     for job in jobs:
         task = job.factory(**job.arguments)
+        task.preflight()
         task.plan.total_steps(max(1, workers))
         asked, allowed = task.batching, effective(task.batching, task.index, max(1, workers))
         if asked != allowed:

@@ -112,6 +112,17 @@ def read_json(file: Path) -> Any:
         ) from None
 
 
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics log; a torn last line, left by a run that was killed, ends it."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
 def write_text(file: Path, text: str) -> None:
     with whole_file(file) as aside:
         aside.write_text(text)
@@ -175,6 +186,8 @@ def attempt(stages: list[str]) -> dict[str, Any]:
 def git_revision() -> str | None:
     """Revision of the source tree the package runs from, with `-dirty` when it was changed; None outside a checkout."""
     here = Path(__file__).resolve().parent
+    if shutil.which("git") is None or not (here.parent / ".git").exists():
+        return None  # installed, perhaps inside somebody else's checkout
     answer = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=here, capture_output=True, text=True, check=False
     )

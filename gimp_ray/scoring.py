@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
+from gimp_ray.cohort.splits import patient_of
 from gimp_ray.config import Config
+from gimp_ray.errors import InputError
 from gimp_ray.evaluation import (
     ReferenceRow,
     bootstrap_intervals,
@@ -49,11 +51,11 @@ def score_run(run: RunFolder, config: Config, store: CohortStore) -> None:
     cases = _read(run, classes)
     _write(run, "predictions.parquet", classes, cases.ids, cases.parts, cases.labels, cases.probabilities)
     rows = [_Row(METHOD, cases.ids, cases.parts, cases.probabilities)]
-    references = _references(config, store, cases) if config.evaluate.reference_rows else []
+    references, notes = _references(config, store, cases) if config.evaluate.reference_rows else ([], [])
     if references:
         _write_references(run, classes, cases, references)
         rows += [_Row(row.method, row.case_ids, row.parts, row.probabilities) for row in references]
-    write_json(run.evaluation / "metrics.json", _metrics(config, classes, cases, rows))
+    write_json(run.evaluation / "metrics.json", _metrics(config, classes, cases, rows) | {"notes": notes})
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,18 @@ def _metrics(config: Config, classes: list[str], cases: _Cases, rows: list[_Row]
     label_of = dict(zip(cases.ids, cases.labels, strict=True))
     ids, first = rows[0].of_part(part)
     labels = encode_labels([label_of[case] for case in ids], classes)
+    patients = [patient_of(case) for case in ids]
     figures = []
     for row in rows:
         row_ids, probabilities = row.of_part(part)
         assert row_ids == ids, "every method predicts the same cases"
         figure = {
             "method": row.method,
-            **bootstrap_intervals(ids, labels, probabilities, classes, resamples, config.seed),
+            **bootstrap_intervals(patients, labels, probabilities, classes, resamples, config.seed),
         }
         if row is not rows[0]:
             figure["difference_of_gimp"] = paired_difference(
-                ids, labels, first, probabilities, classes, resamples, config.seed
+                patients, labels, first, probabilities, classes, resamples, config.seed
             )
         figures.append(figure)
     return {
@@ -104,18 +107,29 @@ def _metrics(config: Config, classes: list[str], cases: _Cases, rows: list[_Row]
     }
 
 
-def _references(config: Config, store: CohortStore, cases: _Cases) -> list[ReferenceRow]:
+def _references(config: Config, store: CohortStore, cases: _Cases) -> tuple[list[ReferenceRow], list[str]]:
+    """The reference rows, and a note on each that the cohort does not allow."""
     parts = {
         part: [case for case, where in zip(cases.ids, cases.parts, strict=True) if where == part]
         for part in ("train", "val", "test")
     }
     classes = list(store.classes)
-    rows = []
-    if store.num_genes:
+
+    def genes() -> ReferenceRow:
         log = config.genes.log if config.genes.log is not None else needs_log(store, index_cases(store, parts["train"]))
-        rows.append(genes_alone(cases.ids, store.read_genes(cases.ids), cases.labels, parts, classes, linear=log))
-    rows.append(mean_pool_mlp(cases.ids, cases.mean_patch, cases.labels, parts, classes, seed=config.seed))
-    return rows
+        return genes_alone(cases.ids, store.read_genes(cases.ids), cases.labels, parts, classes, linear=log)
+
+    def patches() -> ReferenceRow:
+        return mean_pool_mlp(cases.ids, cases.mean_patch, cases.labels, parts, classes, seed=config.seed)
+
+    rows, notes = [], []
+    for fit in [genes, patches] if store.num_genes else [patches]:
+        try:
+            rows.append(fit())
+        except InputError as refusal:
+            notes.append(f"a reference row could not be fitted: {refusal.what}")
+            print(f"note: {notes[-1]}", flush=True)
+    return rows, notes
 
 
 def _read(run: RunFolder, classes: list[str]) -> _Cases:

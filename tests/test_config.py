@@ -111,3 +111,16 @@ def test_paths_become_absolute_and_uris_stay(tmp_path: Path, monkeypatch: pytest
         str(tmp_path / "runs/a"),
         "pretrain",
     )
+
+
+def test_paths_and_names_are_taken_as_typed() -> None:
+    config = load_config(None, {"store": "/data/a #1/store", "run": "001", "split.scheme": "2024-01-01"})
+    assert (config.store, config.run, config.split.scheme) == ("/data/a #1/store", "001", "2024-01-01")
+    assert load_config(None, {"genes.checkpoint": "null"}).genes.checkpoint is None
+
+
+@pytest.mark.parametrize("kernel", ["32", "-1"])
+def test_a_residual_kernel_is_odd_or_none(kernel: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.residual_kernel"):
+        load_config(None, {"model.residual_kernel": kernel})
+    assert load_config(None, {"model.residual_kernel": "0"}).model.residual_kernel == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gimp_ray.errors import GimpError
+from gimp_ray.errors import GimpError, InputError
 from gimp_ray.run_folder import read_json, whole_folder, write_json
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
+STALE_SECONDS = 3600.0
 
 
 def save_checkpoint(
@@ -39,26 +41,47 @@ def save_checkpoint(
     return target
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove what a killed process left half-written, once it is old enough to be nobody's any more."""
+    for aside in folder.glob(".step-*") if folder.is_dir() else []:
+        if time.time() - aside.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Checkpoints of a stage, oldest first."""
     return sorted(folder.glob("step-????????")) if folder.is_dir() else []
 
 
-def latest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its state; a damaged one is set aside under another name and said."""
+def latest_checkpoint(folder: Path, set_aside: bool = False) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its state.
+
+    Args:
+        folder: the stage's checkpoints.
+        set_aside: give damaged ones another name, and say so; for one process alone.
+
+    Raises:
+        GimpError: the newest whole checkpoint is of another format.
+    """
     for path in reversed(checkpoint_folders(folder)):
         try:
             state = read_json(path / "state.json")
             with safe_open(path / "state.safetensors", framework="pt"):
                 pass
-            if state["format"] != FORMAT:
-                raise GimpError(
-                    "the checkpoint is of another format", file=path, expected=str(FORMAT), found=str(state["format"])
-                )
-            return path, state
-        except (OSError, KeyError, SafetensorError, GimpError) as error:
-            log.warning("checkpoint %s is damaged and set aside: %s", path, error)
-            path.rename(path.with_name(f"damaged-{path.name}"))
+        except (OSError, SafetensorError, InputError) as error:
+            if set_aside:
+                log.warning("checkpoint %s is damaged and set aside: %s", path, error)
+                path.rename(path.with_name(f"damaged-{path.name}"))
+            continue
+        if state.get("format") != FORMAT:
+            raise GimpError(
+                "the checkpoint was written by another version",
+                file=path,
+                expected=f"format {FORMAT}",
+                found=f"format {state.get('format')}",
+                fix="continue the run with the version that began it, or use a new run folder",
+            )
+        return path, state
     return None
 
 

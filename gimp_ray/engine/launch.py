@@ -128,41 +128,60 @@ def _note_stage(run: RunFolder, name: str, seconds: float) -> None:
 
 
 def _run_on_ray(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> str:
+    """Start worker groups until the jobs are done; a failure costs a restart from the last checkpoints, a refusal none.
+
+    Restarts are counted here and not by Ray, which would try a refused input again as if a machine had failed.
+    """
     start_ray(workers)
+    import ray.train
+
+    failures = 0
+    while True:
+        try:
+            return str(_trainer(jobs, run, workers, report_epochs).fit().return_value)
+        except ray.train.TrainingFailedError as error:
+            refusal = _refusal(error)
+            if refusal is not None:
+                raise refusal from None
+            failures += 1
+            if 0 <= workers.max_failures < failures:
+                raise _failure(error, failures) from error
+            print(
+                f"worker failure {failures} (of {workers.max_failures}), going on from the last checkpoint", flush=True
+            )
+
+
+def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> Any:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    # Ray's own state of an attempt must never decide where the next one begins, so each has its own name
-    storage = (run.path / "ray").resolve()
-    trainer = TorchTrainer(
+    root, use_gpu = str(run.path.resolve()), _use_gpu(workers)
+    return TorchTrainer(
         _worker,
         train_loop_config={
             "jobs": jobs,
-            "run": str(run.path.resolve()),
+            "run": root,
             "saving": asdict(workers.saving),
             "threads": workers.threads,
             "ahead": workers.ahead,
             "report_epochs": report_epochs,
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=_use_gpu(workers), resources_per_worker=_resources(workers)
+            num_workers=workers.count, use_gpu=use_gpu, resources_per_worker=_resources(workers, use_gpu)
         ),
         run_config=ray.train.RunConfig(
+            # Ray's own state of an attempt must never decide where the next one begins, so each has its own name
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(storage),
-            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
+            storage_path=str(Path(root) / "ray"),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         datasets={
-            job.name: functools.partial(_dataset, job, str(run.path.resolve()), workers.count, workers.read_in)
+            job.name: functools.partial(_dataset, job, root, workers.count, workers.read_in)
             for job in jobs
             if job.trains
         },
         dataset_config=_in_order(),
     )
-    try:
-        return str(trainer.fit().return_value)
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
 
 
 def start_ray(workers: Workers) -> None:
@@ -208,11 +227,16 @@ def start_ray(workers: Workers) -> None:
 def _use_gpu(workers: Workers) -> bool:
     import ray
 
-    return workers.use_gpu if workers.use_gpu is not None else ray.cluster_resources().get("GPU", 0) >= workers.count
+    if workers.use_gpu is not None:
+        return workers.use_gpu
+    there = int(ray.cluster_resources().get("GPU", 0))
+    if 0 < there < workers.count:
+        print(f"note: {there} GPU(s) for {workers.count} workers, so all train on CPUs; see train.use_gpu", flush=True)
+    return there >= workers.count
 
 
-def _resources(workers: Workers) -> dict[str, float]:
-    return {"CPU": workers.cpus} | ({"GPU": 1} if _use_gpu(workers) else {})
+def _resources(workers: Workers, use_gpu: bool) -> dict[str, float]:
+    return {"CPU": workers.cpus} | ({"GPU": 1} if use_gpu else {})
 
 
 def _in_order() -> Any:
@@ -254,8 +278,8 @@ def _worker(config: dict[str, Any]) -> str:
     )
 
 
-def _cause(error: Exception) -> GimpError:
-    """The refusal a worker raised, or Ray's own words."""
+def _refusal(error: Exception) -> GimpError | None:
+    """The refusal a worker raised, if one did."""
     failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
     for failure in failures.values():
         found: BaseException | None = failure
@@ -263,7 +287,13 @@ def _cause(error: Exception) -> GimpError:
             if isinstance(found, GimpError):
                 return found
             found = getattr(found, "cause", None) or found.__cause__
+    return None
+
+
+def _failure(error: Exception, failures: int) -> GimpError:
+    words = str(error).strip().splitlines()
     return GimpError(
-        "training failed on the cluster",
-        found=str(error).strip().splitlines()[-1] if str(error).strip() else repr(error),
+        f"training failed on the cluster {failures} time(s), more often than train.max_failures allows",
+        found=words[-1] if words else repr(error),
+        fix="see the lines above; the same command continues from the last checkpoint",
     )

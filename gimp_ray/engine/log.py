@@ -16,28 +16,30 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gimp_ray.engine.protocol import World
-from gimp_ray.run_folder import write_text
+from gimp_ray.run_folder import read_lines, write_text
 
 
 class Meter:
-    """Running means of named figures, kept on the device until they are asked for."""
+    """Running means of named figures, kept on the device until they are asked for.
 
-    def __init__(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
-        self._sums: dict[str, Tensor] = {
-            name: torch.tensor(value, dtype=torch.float64) for name, value in (sums or {}).items()
-        }
-        self._count = count
+    Args:
+        state: what `state` gave, to go on from a checkpoint.
+    """
+
+    def __init__(self, state: dict[str, list[float]] | None = None) -> None:
+        self._sums = {name: torch.tensor(sum_, dtype=torch.float64) for name, (sum_, _) in (state or {}).items()}
+        self._counts = {name: int(count) for name, (_, count) in (state or {}).items()}
 
     def add(self, figures: dict[str, Tensor]) -> None:
         for name, value in figures.items():
             figure = value.detach().to(torch.float64)
             self._sums[name] = self._sums[name].to(figure.device) + figure if name in self._sums else figure
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
-    def state(self, world: World) -> tuple[dict[str, float], int]:
-        """Sums, averaged over ranks, and the count. Every rank calls it, and goes on from the average."""
+    def state(self, world: World) -> dict[str, list[float]]:
+        """Sum, averaged over ranks, and count of each figure. Every rank calls it, and goes on from the average."""
         if not self._sums:
-            return {}, self._count
+            return {}
         names = sorted(self._sums)
         sums = torch.stack([self._sums[name].to(world.device) for name in names])
         if world.size > 1:
@@ -45,12 +47,11 @@ class Meter:
             sums /= world.size
         values = sums.cpu()
         self._sums = {name: values[i] for i, name in enumerate(names)}
-        return {name: float(values[i]) for i, name in enumerate(names)}, self._count
+        return {name: [float(values[i]), self._counts[name]] for i, name in enumerate(names)}
 
     def means(self, world: World) -> dict[str, float]:
         """Means over steps and ranks. Every rank calls it."""
-        sums, count = self.state(world)
-        return {name: value / count for name, value in sums.items()} if count else {}
+        return {name: total / count for name, (total, count) in self.state(world).items()}
 
 
 class MetricsLog:
@@ -97,14 +98,3 @@ class MetricsLog:
     def close(self) -> None:
         if self._active:
             self._board.close()
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics log; a torn last line is left out."""
-    lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -21,13 +21,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gimp_ray.engine.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from gimp_ray.engine.checkpoint import (
+    checkpoint_folders,
+    latest_checkpoint,
+    load_checkpoint,
+    remove_stale,
+    save_checkpoint,
+)
 from gimp_ray.engine.log import Meter, MetricsLog
 from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.run_folder import RunFolder, write_json
+from gimp_ray.run_folder import RunFolder, read_json, write_json
 from gimp_ray.weights import load_weights, save_weights
 
 Feed = Generator[tuple[Row, Arrays], None, None]
@@ -62,22 +68,22 @@ class _Stage:
         self.steps_per_epoch = task.plan.steps_per_epoch(world.size)
         self.model = task.build(world.device)
         self.optimizer = _adamw(self.model, self.settings)
-        self.start = find_start(task, run, world.size)
+        self.start = _agreed_start(task, run, world)
         state = self.start.state or {}
         if self.start.path is not None:
             load_checkpoint(self.start.path, self.model, self.optimizer)
         self.wrapped = _distribute(self.model, world)
-        self.since_log = Meter(*state.get("since_log", ({}, 0)))
-        self.since_epoch = Meter(*state.get("since_epoch", ({}, 0)))
+        self.since_log = Meter(state.get("since_log"))
+        self.since_epoch = Meter(state.get("since_epoch"))
         self.best: list[float] | None = state.get("best")
         self.best_epoch: int | None = state.get("best_epoch")
-        self.log = MetricsLog(
-            run.stage(task.name), task.name, self.start.step // self.settings.accumulate, world.rank == 0
-        )
+        # lines are numbered by the number of ranks that wrote them
+        logged = state.get("step", 0) // self.settings.accumulate
+        self.log = MetricsLog(run.stage(task.name), task.name, logged, world.rank == 0)
 
-    @property
-    def best_file(self) -> Path:
-        return self.run.stage(self.task.name) / "best.safetensors"
+    def best_file(self, epoch: int) -> Path:
+        """Weights of a best epoch; named by the epoch, so that a checkpoint and the weights it means stay together."""
+        return self.run.stage(self.task.name) / f"best-epoch-{epoch:04d}.safetensors"
 
 
 def train(
@@ -130,11 +136,23 @@ def _steps(stage: _Stage, feed: Feed, limit: int, report: Report | None) -> None
         waiting_since = time.perf_counter()
 
 
-def find_start(task: TrainTask, run: RunFolder, world_size: int) -> Start:
+def _agreed_start(task: TrainTask, run: RunFolder, world: World) -> Start:
+    """Where all ranks go on: rank 0 looks, and says."""
+    agreed: list[Start | None] = [None]
+    if world.rank == 0:
+        remove_stale(run.checkpoints(task.name))
+        agreed = [find_start(task, run, world.size, set_aside=True)]
+    if world.size > 1:
+        dist.broadcast_object_list(agreed, device=world.device if world.device.type == "cuda" else None)
+    assert agreed[0] is not None
+    return agreed[0]
+
+
+def find_start(task: TrainTask, run: RunFolder, world_size: int, set_aside: bool = False) -> Start:
     """The step a stage goes on from; a checkpoint of another number of ranks is taken at the same mini-batch of the
     epoch.
     """
-    found = latest_checkpoint(run.checkpoints(task.name))
+    found = latest_checkpoint(run.checkpoints(task.name), set_aside)
     if found is None:
         return Start()
     path, state = found
@@ -192,9 +210,13 @@ def _one_step(stage: _Stage, step: int, row: Row, arrays: Arrays) -> None:
         (loss / settings.accumulate).backward()
     figures = {"loss": loss, **parts}
     if not bool(torch.isfinite(loss)):
-        _refuse_loss(stage, step, row, arrays)
+        _refuse(stage, "the loss", step, row, arrays)
     if last:
-        figures["grad_norm"] = _update(stage, step)
+        figures["grad_norm"] = norm = _clip(stage)
+        # the norm is of all ranks' gradients, so all of them refuse, before the weights are touched
+        if not bool(torch.isfinite(norm)):
+            _refuse(stage, "the gradient", step, row, arrays)
+        _update(stage, step)
     stage.since_log.add(figures)
     stage.since_epoch.add(figures)
     update = (step + 1) // settings.accumulate
@@ -207,17 +229,20 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
 
 
-def _update(stage: _Stage, step: int) -> Tensor:
+def _clip(stage: _Stage) -> Tensor:
+    """Clip the gradients in place; their norm before that."""
+    parameters = [p for p in stage.model.parameters() if p.grad is not None]
+    return nn.utils.clip_grad_norm_(parameters, stage.settings.clip_norm or math.inf)
+
+
+def _update(stage: _Stage, step: int) -> None:
     settings = stage.settings
     updates = stage.task.plan.total_steps(stage.world.size) // settings.accumulate
     rate = learning_rate(settings, step // settings.accumulate, updates)
     for group in stage.optimizer.param_groups:
         group["lr"] = rate
-    parameters = [p for p in stage.model.parameters() if p.grad is not None]
-    norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
     stage.optimizer.step()
     stage.optimizer.zero_grad(set_to_none=True)
-    return norm
 
 
 def _log_steps(stage: _Stage, step: int) -> None:
@@ -259,7 +284,7 @@ def _validate(stage: _Stage, epoch: int, update: int) -> dict[str, float]:
     if stage.best is None or score > stage.best:
         stage.best, stage.best_epoch = score, epoch
         if stage.world.rank == 0:
-            save_weights(stage.best_file, stage.model.state_dict())
+            save_weights(stage.best_file(epoch), stage.model.state_dict())
     return figures
 
 
@@ -280,16 +305,25 @@ def _save(stage: _Stage, step: int) -> None:
         "best_epoch": stage.best_epoch,
     }
     if stage.world.rank == 0:
-        save_checkpoint(
-            stage.run.checkpoints(stage.task.name), step + 1, stage.model, stage.optimizer, state, stage.saving.keep
-        )
+        folder = stage.run.checkpoints(stage.task.name)
+        save_checkpoint(folder, step + 1, stage.model, stage.optimizer, state, stage.saving.keep)
+        _prune_best(stage, folder)
+
+
+def _prune_best(stage: _Stage, folder: Path) -> None:
+    """Remove the weights of best epochs that neither this process nor a kept checkpoint means."""
+    meant = {read_json(kept / "state.json")["best_epoch"] for kept in checkpoint_folders(folder)} | {stage.best_epoch}
+    files = {stage.best_file(epoch) for epoch in meant if epoch is not None}
+    for file in stage.run.stage(stage.task.name).glob("best-epoch-*.safetensors"):
+        if file not in files:
+            file.unlink()
 
 
 def _finish(stage: _Stage) -> None:
     """Write the final model, the best epoch's where there is validation; the card first, so that weights mean done."""
     if stage.world.rank == 0:
-        if stage.best is not None:
-            stage.model.load_state_dict(load_weights(stage.best_file))
+        if stage.best_epoch is not None:
+            stage.model.load_state_dict(load_weights(stage.best_file(stage.best_epoch)))
         weights, card = stage.task.export(stage.model)
         card |= {"stage": stage.task.name, "epochs": stage.settings.epochs, "best_epoch": stage.best_epoch}
         write_json(stage.run.model_card(stage.task.name), card)
@@ -317,10 +351,10 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def _refuse_loss(stage: _Stage, step: int, row: Row, arrays: Arrays) -> None:
+def _refuse(stage: _Stage, what: str, step: int, row: Row, arrays: Arrays) -> None:
     epoch = step // stage.steps_per_epoch + 1
     raise GimpError(
-        f"the loss is not finite in stage '{stage.task.name}', epoch {epoch}, step {step + 1}, rank {stage.world.rank}",
+        f"{what} is not finite in stage '{stage.task.name}', epoch {epoch}, step {step + 1}, rank {stage.world.rank}",
         found=f"case numbers {np.asarray(arrays.get('case', row.case)).tolist()} in the mini-batch",
         fix="lower train.lr, set train.clip_norm, or use train.precision: fp32; the last checkpoint is intact",
     )

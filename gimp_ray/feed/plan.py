@@ -74,6 +74,7 @@ class Batching:
         size: cases in a mini-batch of a natural epoch.
         window: L, patches a window; 0 when whole bags are read.
         accumulate: mini-batches of a rank per optimiser step; an epoch is a whole number of optimiser steps.
+        pairs: whether a class-balanced mini-batch must hold two cases of a class (triplets need them).
     """
 
     classes: int = 2
@@ -82,6 +83,7 @@ class Batching:
     size: int = 8
     window: int = 0
     accumulate: int = 1
+    pairs: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +175,7 @@ def effective(batching: Batching, index: CohortIndex, world_size: int = 1) -> Ba
         return replace(batching, size=max(1, min(batching.size, index.num_cases // world_size)))
     sizes = [len(cases) for cases in index.class_cases()]
     smallest = min(sizes)
-    if len(sizes) > 1 and smallest < 2:
+    if batching.pairs and len(sizes) > 1 and smallest < 2:
         raise InputError(
             "a class has a single training case, so no triplet has a positive for it",
             case=str(index.case_ids[index.class_cases()[int(np.argmin(sizes))][0]]),

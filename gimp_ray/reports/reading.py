@@ -17,7 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
-from gimp_ray.run_folder import STAGES, RunFolder, read_json
+from gimp_ray.run_folder import STAGES, RunFolder, read_json, read_lines
 
 Lines = list[dict[str, Any]]
 
@@ -68,7 +68,7 @@ def read_run(run_dir: Path) -> RunData:
         config=_yaml(run.config_file),
         environment=_json(run.path / "environment.json") or {},
         record=_json(run.record_file) or {},
-        logs={stage: _lines(run.metrics_log(stage)) for stage in STAGES if run.metrics_log(stage).exists()},
+        logs={stage: read_lines(run.metrics_log(stage)) for stage in STAGES if run.metrics_log(stage).exists()},
         metrics=_json(run.evaluation / "metrics.json"),
         predictions=_table(run.evaluation / "predictions.parquet"),
         embeddings={name: table for name, table in embeddings.items() if table is not None},
@@ -105,16 +105,3 @@ def _table(file: Path) -> pa.Table | None:
         raise InputError(
             "the table cannot be read", file=file, found=str(error), fix="evaluate the run again"
         ) from error
-
-
-def _lines(file: Path) -> Lines:
-    """Lines of a metrics log; a torn last line, left by a run that was killed, ends it."""
-    import json
-
-    lines: Lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -153,7 +153,10 @@ def _resources(base: Config) -> dict[str, float]:
     """A trial that trains in its own process needs that process's share; else its workers ask for theirs."""
     if base.train.workers:
         return {"CPU": 0.1}
-    return {"CPU": base.train.cpus_per_worker} | ({"GPU": 1} if base.train.use_gpu else {})
+    import ray
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= 1 if base.train.use_gpu is None else base.train.use_gpu
+    return {"CPU": base.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from gimp_ray.feed.plan import CohortIndex, index_cases
 from gimp_ray.feed.windows import read_bags
 from gimp_ray.models import GiMP, GiMPClassifier
 from gimp_ray.run_folder import whole_file
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import encode_cases
 from gimp_ray.tasks.image_side import SavedModel, load_model
 from gimp_ray.tasks.planned import open_store, shared_out
@@ -77,7 +78,7 @@ class CohortEmbedding:
             out = model(torch.from_numpy(patches).to(world.device), **genes)
             record: Record = {
                 "case_id": ids[place],
-                "label": int(index.labels[case]),
+                "label": self.store.classes[index.labels[case]],
                 "cls_pat": out.cls_pat[0].float().cpu().numpy(),
                 "mean_patch": patches[0].mean(axis=0, dtype=np.float32),
             }
@@ -89,16 +90,16 @@ class CohortEmbedding:
 
     def write(self, records: list[Record]) -> None:
         ordered = by_case(records)
-        classes = list(self.store.classes)
         columns: dict[str, Any] = {
             "case_id": pa.array([record["case_id"] for record in ordered], pa.string()),
             "part": pa.array([self.part_of[record["case_id"]] for record in ordered], pa.string()),
-            "label": pa.array([classes[record["label"]] for record in ordered], pa.string()),
+            "label": pa.array([record["label"] for record in ordered], pa.string()),
             "cls_pat": _vectors([record["cls_pat"] for record in ordered]),
             "mean_patch": _vectors([record["mean_patch"] for record in ordered]),
         }
         if "probabilities" in ordered[0]:
-            for number, name in enumerate(classes):
+            # the model's classes, which need not be those of the store it reads
+            for number, name in enumerate(read_card(self.model_file)["classes"]):
                 columns[f"prob_{name}"] = pa.array(
                     [record["probabilities"][number] for record in ordered], pa.float64()
                 )

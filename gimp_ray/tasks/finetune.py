@@ -20,6 +20,7 @@ from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays, read_bags
 from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, load_gene_side
 from gimp_ray.tasks.image_side import load_model, make_aggregator, model_card
 from gimp_ray.tasks.planned import PlannedTask, seeded, shared_out
@@ -33,6 +34,13 @@ class Finetuning(PlannedTask):
     needs = ("patches",)
     cls_ge: Tensor | None = None
     validation_cls_ge: Tensor | None = None
+
+    def preflight(self) -> None:
+        init, given = self.config.finetune.init, self.config.genes.checkpoint
+        if init not in ("pretrain", "scratch"):
+            self.refuse_leak(read_card(Path(init)), init)
+        elif init == "scratch" and given and self.config.genes.encoder != "none":
+            self.refuse_leak(read_card(Path(given)), given)
 
     @property
     def batching(self) -> Batching:
@@ -103,7 +111,10 @@ class Finetuning(PlannedTask):
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         finetune = self.config.finetune
-        card = model_card(self.config, self.store, self.side) | {"hidden": [finetune.hidden], "init": finetune.init}
+        card = model_card(self.config, self.store, self.side, self.training_cases()) | {
+            "hidden": [finetune.hidden],
+            "init": finetune.init,
+        }
         return dict(model.state_dict()), card
 
     @property
@@ -130,6 +141,7 @@ class Finetuning(PlannedTask):
     @cached_property
     def _start(self) -> tuple[PatchAggregator | None, GeneSide | None]:
         """The trained aggregator, None to start from fresh weights, and the gene side."""
+        self.preflight()
         init = self.config.finetune.init
         if init != "scratch":
             saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else Path(init), self.store)

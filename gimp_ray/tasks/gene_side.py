@@ -22,11 +22,13 @@ from gimp_ray.config import GenesConfig
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.models import SNN, GeneEncoder, GeneInput, GroupMSA, fit_fragments, freeze
-from gimp_ray.run_folder import read_json
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.planned import in_chunks
 from gimp_ray.weights import load_weights
 
 CHUNK = 64  # cases read at once
+LINEAR_UNITS = ("fpkm", "rpkm", "tpm", "cpm", "count")
+SCALED_UNITS = ("log", "zscore", "vst", "rma")
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,10 @@ class GeneSide:
 def fit_gene_side(store: CohortStore, index: CohortIndex, genes: GenesConfig, dim: int) -> GeneSide:
     """A fresh encoder whose input statistics are fitted on the index's (training) cases alone."""
     log = needs_log(store, index) if genes.log is None else genes.log
-    gene_input = GeneInput.fit(_training_rows(store, index), log=log, top_genes=genes.top_genes, clip=genes.clip)
+    try:
+        gene_input = GeneInput.fit(_training_rows(store, index), log=log, top_genes=genes.top_genes, clip=genes.clip)
+    except ValueError as error:
+        raise InputError("the genes cannot be scaled", file=store.path, found=str(error), fix="see genes.log") from None
     card = {
         "encoder": genes.encoder,
         "dim": dim,
@@ -78,6 +83,7 @@ def fit_gene_side(store: CohortStore, index: CohortIndex, genes: GenesConfig, di
 
 def rebuild_gene_side(card: dict[str, Any], weights: dict[str, Tensor], store: CohortStore, file: Path) -> GeneSide:
     """The encoder of a card and its weights (keys `input.*`, `net.*`), matched to a store's genes by id."""
+    _same_unit(card, store, file)
     gene_input = GeneInput(card["num_genes"], num_kept=card["num_kept"])
     encoder = GeneEncoder(gene_input, _network(card))
     encoder.load_state_dict(weights)
@@ -90,13 +96,9 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
     Raises:
         InputError: a file is missing, or the store lacks genes of the encoder.
     """
-    card_file = file.with_suffix(".json")
-    if not card_file.exists():
-        raise InputError(
-            "the gene encoder has no card beside it", file=file, expected=str(card_file), fix="copy both files"
-        )
+    card = read_card(file)
     weights = {name: value for name, value in load_weights(file).items() if not name.startswith("head.")}
-    return rebuild_gene_side(read_json(card_file)["genes"], weights, store, file)
+    return rebuild_gene_side(card["genes"], weights, store, file)
 
 
 @torch.no_grad()
@@ -110,15 +112,43 @@ def encode_cases(side: GeneSide, store: CohortStore, case_ids: Sequence[str], de
 
 
 def needs_log(store: CohortStore, index: CohortIndex) -> bool:
-    """Whether expression is on a linear scale: by the declared unit, or where that is unknown by its size."""
-    unit = (store.manifest.gene_unit or "unknown").lower()
-    if "log" in unit or "z-score" in unit or "zscore" in unit:
+    """Whether expression is on a linear scale: by the declared unit, or where that is unknown by its size.
+
+    Raises:
+        InputError: the unit is none that is known to be linear or not.
+    """
+    unit = _plain_unit(store)
+    if unit == "unknown":
+        sample = store.read_genes([str(case) for case in index.case_ids[:CHUNK]])
+        # log2(x + 1) of any expression unit stays well below this; linear units pass it by far
+        return bool(sample.min() >= 0 and sample.max() > 30)
+    if any(word in unit for word in SCALED_UNITS):
         return False
-    if unit != "unknown":
+    if any(word in unit for word in LINEAR_UNITS):
         return True
-    sample = store.read_genes([str(case) for case in index.case_ids[:CHUNK]])
-    # log2(x + 1) of any expression unit stays well below this; linear units pass it by far
-    return bool(sample.min() >= 0 and sample.max() > 30)
+    raise InputError(
+        "the unit of the genes says neither that they are linear nor that they are not",
+        file=store.path,
+        expected=f"a unit with one of {', '.join((*LINEAR_UNITS, *SCALED_UNITS))}",
+        found=str(store.manifest.gene_unit),
+        fix="say genes.log: true to take log2(x + 1), or genes.log: false",
+    )
+
+
+def _plain_unit(store: CohortStore) -> str:
+    return (store.manifest.gene_unit or "unknown").lower().replace(" ", "").replace("-", "")
+
+
+def _same_unit(card: dict[str, Any], store: CohortStore, file: Path) -> None:
+    trained = str(card["gene_unit"] or "unknown").lower().replace(" ", "").replace("-", "")
+    if "unknown" not in (trained, _plain_unit(store)) and trained != _plain_unit(store):
+        raise InputError(
+            "the gene encoder was trained on another unit",
+            file=file,
+            expected=str(card["gene_unit"]),
+            found=f"{store.manifest.gene_unit} in {store.path}",
+            fix="ingest the genes in the encoder's unit",
+        )
 
 
 def _training_rows(store: CohortStore, index: CohortIndex) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config, ModelConfig
 from gimp_ray.errors import InputError
 from gimp_ray.models import PatchAggregator
-from gimp_ray.run_folder import read_json
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, rebuild_gene_side
 from gimp_ray.weights import load_weights, part
 
@@ -54,10 +55,7 @@ def load_model(file: Path, store: CohortStore) -> SavedModel:
         InputError: a file is missing, the store's embeddings have another width, or it lacks genes of the model.
     """
     weights = load_weights(file)
-    card_file = file.with_suffix(".json")
-    if not card_file.exists():
-        raise InputError("the model has no card beside it", file=file, expected=str(card_file), fix="copy both files")
-    card = read_json(card_file)
+    card = read_card(file)
     if store.dim != card["patch_dim"]:
         raise InputError(
             "the model was trained on patch embeddings of another width",
@@ -75,7 +73,7 @@ def load_model(file: Path, store: CohortStore) -> SavedModel:
     return SavedModel(weights, card, rebuild_gene_side(card["genes"], part(weights, "gene_encoder"), store, file))
 
 
-def model_card(config: Config, store: CohortStore, side: GeneSide | None) -> dict[str, Any]:
+def model_card(config: Config, store: CohortStore, side: GeneSide | None, cases: Sequence[str]) -> dict[str, Any]:
     """What rebuilds a model and says where it comes from."""
     return {
         "patch_dim": store.dim,
@@ -84,4 +82,5 @@ def model_card(config: Config, store: CohortStore, side: GeneSide | None) -> dic
         "classes": list(store.classes),
         "store_fingerprint": store.fingerprint,
         "split": config.split.model_dump(),
+        "trained_on": sorted(cases),
     }

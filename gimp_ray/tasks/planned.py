@@ -15,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
+from gimp_ray.cohort.splits import patient_of
 from gimp_ray.config import Config, TrainConfig
 from gimp_ray.config_files import build_config
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.run_folder import RunFolder
+from gimp_ray.tasks.cards import trained_on
 
 # stages of one run draw their plans and their dropout from different streams
 STAGE_SEEDS = {"genes": 1, "pretrain": 2, "finetune": 3}
@@ -75,6 +77,37 @@ class PlannedTask:
     @cached_property
     def plan(self) -> Plan:
         return Plan(self.seed, self.settings.epochs, self.index, self.batching)
+
+    @cached_property
+    def patients(self) -> NDArray[np.int64]:
+        """(cases,) number of each case's patient: two samples of one TCGA patient are one."""
+        return np.unique([patient_of(str(case)) for case in self.index.case_ids], return_inverse=True)[1].astype(
+            np.int64
+        )
+
+    def preflight(self) -> None:
+        """Refuse, before anything is started, models from elsewhere that must not be used here."""
+
+    def refuse_leak(self, card: dict[str, Any], file: str) -> None:
+        """Refuse a model that saw cases which this run validates or tests on, unless the run says it is transductive.
+
+        Raises:
+            InputError: names a case.
+        """
+        if self.config.split.transductive:
+            return
+        seen = {patient_of(case) for case in trained_on(card)}
+        leaked = sorted(case for name in ("val", "test") for case in self.parts[name] if patient_of(case) in seen)
+        if leaked:
+            held_out = len(self.parts["val"]) + len(self.parts["test"])
+            raise InputError(
+                "the model was trained on patients that this run validates or tests on",
+                file=file,
+                case=leaked[0],
+                expected="a model trained inside this fold",
+                found=f"{len(leaked)} of {held_out} cases were seen in training",
+                fix="use a model of this fold, or say split.transductive: true, and every table will say so",
+            )
 
     def labels_of(self, cases: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.index.labels[cases]

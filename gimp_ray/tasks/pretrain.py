@@ -8,19 +8,22 @@ inside each worker's mini-batch, so its value depends on how many cases a worker
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import InputError
-from gimp_ray.feed.plan import Batching, Row
+from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
 from gimp_ray.feed.windows import Arrays, read_masks, read_windows
 from gimp_ray.models import GiMP, freeze
-from gimp_ray.objectives import masked_patch_loss, triplet_loss
+from gimp_ray.objectives import TripletResult, masked_patch_loss, triplet_loss
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, load_gene_side
 from gimp_ray.tasks.image_side import make_aggregator, model_card
 from gimp_ray.tasks.planned import PlannedTask, seeded
@@ -34,27 +37,18 @@ class GimpPretraining(PlannedTask):
     side: GeneSide | None = None
     cls_ge: Tensor | None = None
 
-    def __init__(self, config: dict[str, Any], run: str) -> None:
-        super().__init__(config, run)
-        if self.config.triplet.weight > 0 and len(self.store.classes) < 2:
-            raise InputError(
-                "triplets need two classes, and the store has one",
-                file=self.store.path,
-                expected="at least two labels in the case table",
-                found=f"{list(self.store.classes)}",
-                fix="set triplet.weight: 0 to pre-train on masked patches alone",
-            )
-
     @property
     def batching(self) -> Batching:
         batch = self.config.batch
         return Batching(
             classes=batch.classes,
             cases_per_class=batch.cases_per_class,
-            balance=batch.balance,
+            # without labels of its own, a transductive case cannot be balanced
+            balance="natural" if self.config.split.transductive else batch.balance,
             size=batch.classes * batch.cases_per_class,
             window=self.config.window.length,
             accumulate=self.settings.accumulate,
+            pairs=self.config.triplet.weight > 0,
         )
 
     def training_cases(self) -> tuple[str, ...]:
@@ -63,6 +57,27 @@ class GimpPretraining(PlannedTask):
             return parts["train"]
         return tuple(case for part in parts.values() for case in part)
 
+    @cached_property
+    def index(self) -> CohortIndex:
+        """The cases pre-training sees; labels beyond the training part are hidden behind a number that is no class."""
+        index = index_cases(self.store, self.training_cases())
+        known = np.isin(index.case_ids, np.array(self.parts["train"]))
+        labels = np.where(known, index.labels, len(self.store.classes))
+        found = np.unique(labels[known])
+        if self.config.triplet.weight > 0 and len(found) < 2:
+            raise InputError(
+                "triplets need two classes, and the training part has one",
+                file=self.store.path,
+                expected="training cases of at least two classes",
+                found=f"{[self.store.classes[label] for label in found]}",
+                fix="choose another split, or set triplet.weight: 0 to pre-train on masked patches alone",
+            )
+        return replace(index, labels=labels)
+
+    def preflight(self) -> None:
+        if self.config.genes.checkpoint and self.config.genes.encoder != "none":
+            self.refuse_leak(read_card(Path(self.config.genes.checkpoint)), self.config.genes.checkpoint)
+
     def read(self, row: Row) -> Arrays:
         window = self.config.window.length
         return {
@@ -70,6 +85,7 @@ class GimpPretraining(PlannedTask):
             "masked": read_masks(row, window, self.config.mask.ratio),
             "label": self.labels_of(row.case),
             "case": row.case,
+            "patient": self.patients[row.case],
         }
 
     def build(self, device: torch.device) -> nn.Module:
@@ -88,33 +104,32 @@ class GimpPretraining(PlannedTask):
         cls_ge_BD = None if self.cls_ge is None else self.cls_ge[batch["case"]]
         out = model(patches_BLE, cls_ge=cls_ge_BD, masked=masked_BM)
         target_BME = patches_BLE.gather(1, masked_BM[..., None].expand(-1, -1, patches_BLE.shape[-1]))
-        mask, triplet = self.config.mask, self.config.triplet
+        mask = self.config.mask
         reconstruction = masked_patch_loss(out.reconstruction, target_BME, mask.reduction)
-        mined = triplet_loss(
-            out.cls_pat,
-            self._classes_known(batch),
+        mined = self._triplets(out.cls_pat, batch)
+        total = mask.weight * reconstruction + self.config.triplet.weight * mined.loss
+        return total, {
+            "loss_rec": reconstruction,
+            "loss_tri": mined.loss,
+            "active_triplets": mined.active_share,
+            "distance_positive": mined.mean_positive_distance,
+            "distance_negative": mined.mean_negative_distance,
+        }
+
+    def _triplets(self, cls_pat_BF: Tensor, batch: Tensors) -> TripletResult:
+        triplet, labels_B, patients_B = self.config.triplet, batch["label"], batch["patient"]
+        if self.config.split.transductive:
+            known = labels_B < len(self.store.classes)
+            cls_pat_BF, labels_B, patients_B = cls_pat_BF[known], labels_B[known], patients_B[known]
+        return triplet_loss(
+            cls_pat_BF,
+            labels_B,
             margin=triplet.margin,
             mining=triplet.mining,
             normalize=triplet.normalize,
-            patients_B=batch["case"],
+            patients_B=patients_B,
             average=triplet.average,
         )
-        total = mask.weight * reconstruction + triplet.weight * mined.loss
-        return total, {"loss_rec": reconstruction, "loss_tri": mined.loss, "active_triplets": mined.active_share}
-
-    def _classes_known(self, batch: Tensors) -> Tensor:
-        """Labels of the training part; a transductive run gives every other case a class of its own, as its label is
-        unknown.
-        """
-        if not self.config.split.transductive:
-            return batch["label"]
-        known = torch.isin(batch["case"], self._training_numbers.to(batch["case"].device))
-        return torch.where(known, batch["label"], len(self.store.classes) + batch["case"])
-
-    @cached_property
-    def _training_numbers(self) -> Tensor:
-        train = set(self.parts["train"])
-        return torch.tensor([number for number, case in enumerate(self.index.case_ids.tolist()) if case in train])
 
     def validate(self, model: nn.Module, world: World) -> list[Record] | None:
         return None
@@ -123,10 +138,11 @@ class GimpPretraining(PlannedTask):
         raise AssertionError("pre-training has no validation: its last epoch is used (section 3)")
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
-        return dict(model.state_dict()), model_card(self.config, self.store, self.side)
+        return dict(model.state_dict()), model_card(self.config, self.store, self.side, self.training_cases())
 
     def _gene_side(self) -> GeneSide | None:
         if self.config.genes.encoder == "none" or not self.store.num_genes:
             return None
+        self.preflight()
         given = self.config.genes.checkpoint
         return load_gene_side(Path(given) if given else self.run.model_file("genes"), self.store)

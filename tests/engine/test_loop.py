@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from gimp_ray.engine.log import Meter, MetricsLog, read_lines
+from gimp_ray.engine.log import Meter, MetricsLog
 from gimp_ray.engine.loop import _adamw, learning_rate, seed_step, to_device
 from gimp_ray.engine.protocol import World
+from gimp_ray.run_folder import read_lines
 
 
 def settings(**values):
@@ -31,11 +32,12 @@ def test_means_are_over_what_was_added_and_survive_a_checkpoint() -> None:
     meter = Meter()
     for value in (1.0, 2.0, 6.0):
         meter.add({"loss": torch.tensor(value)})
-    sums, count = meter.state(World())
-    assert Meter(sums, count).means(World()) == {"loss": 3.0}
-    resumed = Meter(sums, count)
+    meter.add({"grad_norm": torch.tensor(4.0)})
+    state = meter.state(World())
+    assert Meter(state).means(World()) == {"loss": 3.0, "grad_norm": 4.0}, "each figure has its own count"
+    resumed = Meter(state)
     resumed.add({"loss": torch.tensor(7.0)})
-    assert resumed.means(World()) == {"loss": 4.0}
+    assert resumed.means(World()) == {"loss": 4.0, "grad_norm": 4.0}
     assert Meter().means(World()) == {}
 
 

@@ -12,9 +12,8 @@ import torch
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint
-from gimp_ray.engine.log import read_lines
 from gimp_ray.errors import ConfigError, GimpError
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.run_folder import RunFolder, read_lines
 from gimp_ray.weights import load_weights
 from tests.conftest import changed
 
@@ -127,3 +126,47 @@ def test_a_setting_that_a_begun_stage_inherits_is_refused_too(tiny: Config) -> N
         pipeline.pretrain_genes(changed(tiny, train__accumulate=2))
     # what only a later stage uses may still change
     assert pipeline.pretrain_genes(changed(tiny, mask__ratio=0.3)).stage_done("genes")
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(
+    tiny: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gimp_ray.engine import loop
+
+    clip, calls = loop._clip, []
+
+    def poisoned(stage):
+        calls.append(1)
+        return clip(stage) * (float("inf") if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(loop, "_clip", poisoned)
+    with pytest.raises(GimpError, match=r"the gradient is not finite in stage 'pretrain', epoch 2, step 4"):
+        pipeline.pretrain(changed(tiny, genes__encoder="none", checkpoint__every_steps=1))
+    monkeypatch.undo()
+    run = pipeline.pretrain(changed(tiny, genes__encoder="none", checkpoint__every_steps=1))
+    assert all(torch.isfinite(value).all() for value in load_weights(run.model_file("pretrain")).values())
+
+
+def test_the_best_epochs_weights_are_the_checkpoints_own(tiny: Config, whole: RunFolder) -> None:
+    """A better epoch after the last checkpoint leaves the weights the checkpoint means alone."""
+    run = pipeline.pretrain_genes(changed(tiny, genes__train__stop_after=2, checkpoint__every_epochs=2))
+    found = latest_checkpoint(run.checkpoints("genes"))
+    assert found is not None
+    kept = run.stage("genes") / f"best-epoch-{found[1]['best_epoch']:04d}.safetensors"
+    assert [file.name for file in run.stage("genes").glob("best-epoch-*")] == [kept.name]
+    before = kept.read_bytes()
+    (run.stage("genes") / "best-epoch-0009.safetensors").write_bytes(b"of an epoch that was lost")
+    pipeline.pretrain_genes(changed(tiny, checkpoint__every_epochs=2))
+    assert same_weights(run.model_file("genes"), whole.model_file("genes"))
+    assert not kept.exists() or kept.read_bytes() == before
+    assert not (run.stage("genes") / "best-epoch-0009.safetensors").exists()
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_left_alone(tiny: Config) -> None:
+    run = pipeline.pretrain_genes(changed(tiny, genes__train__stop_after=1))
+    (newest,) = checkpoint_folders(run.checkpoints("genes"))
+    state = json.loads((newest / "state.json").read_text())
+    (newest / "state.json").write_text(json.dumps(state | {"format": 99}))
+    with pytest.raises(GimpError, match="another version"):
+        pipeline.pretrain_genes(tiny)
+    assert newest.is_dir()

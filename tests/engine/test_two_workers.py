@@ -17,11 +17,10 @@ import torch.multiprocessing as mp
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.config_files import build_config
-from gimp_ray.engine.log import read_lines
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.run_folder import RunFolder, read_lines
 from gimp_ray.tasks import Finetuning, GimpPretraining
 from gimp_ray.weights import load_weights
 from tests.conftest import changed

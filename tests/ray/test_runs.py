@@ -12,8 +12,7 @@ import torch
 from gimp_ray import pipeline
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config_files import load_config
-from gimp_ray.engine.log import read_lines
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.run_folder import RunFolder, read_lines
 from gimp_ray.sweeps.search import SweepConfig, search
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights

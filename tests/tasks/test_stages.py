@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,8 @@ from gimp_ray import pipeline
 from gimp_ray.cohort import CohortStore
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config
-from gimp_ray.engine.log import read_lines
 from gimp_ray.errors import InputError
-from gimp_ray.run_folder import RunFolder, read_json
+from gimp_ray.run_folder import RunFolder, read_json, read_lines
 from gimp_ray.tasks import Finetuning, GenePretraining, GimpPretraining
 from gimp_ray.weights import load_weights, part
 from tests.conftest import changed
@@ -85,16 +85,16 @@ def test_transductive_pre_training_sees_every_case_but_no_label_beyond_training(
     task = GimpPretraining(config.model_dump(), str(tiny.run))
     parts = task.parts
     assert set(task.index.case_ids.tolist()) == set(parts["train"]) | set(parts["val"]) | set(parts["test"])
-    batch = {"case": torch.arange(task.index.num_cases), "label": torch.from_numpy(task.index.labels)}
-    known = task._classes_known(batch)
-    for case, label, shown in zip(task.index.case_ids.tolist(), batch["label"].tolist(), known.tolist(), strict=True):
-        assert shown == label if case in parts["train"] else shown >= len(task.store.classes)
-    hidden = [
-        shown
-        for case, shown in zip(task.index.case_ids.tolist(), known.tolist(), strict=True)
-        if case not in parts["train"]
-    ]
-    assert len(set(hidden)) == len(hidden), "two unlabelled cases must never be a positive pair"
+    labels = dict(zip(task.index.case_ids.tolist(), task.index.labels.tolist(), strict=True))
+    hidden = len(task.store.classes)
+    assert all((label == hidden) == (case not in parts["train"]) for case, label in labels.items())
+    # hidden cases are in no triplet: their embeddings get no gradient from it
+    cls_pat = torch.randn(task.index.num_cases, 8, requires_grad=True)
+    batch = {"label": torch.from_numpy(task.index.labels), "patient": torch.from_numpy(task.patients)}
+    task._triplets(cls_pat, batch).loss.backward()
+    assert cls_pat.grad is not None
+    moved = cls_pat.grad.abs().sum(dim=1) > 0
+    assert moved.any() and not moved[batch["label"] == hidden].any()
 
 
 def test_the_loss_of_a_case_does_not_depend_on_its_neighbours(tiny: Config, pretrained: RunFolder) -> None:
@@ -246,3 +246,52 @@ def test_another_store_is_refused_on_a_begun_run(tiny: Config, cohort_sources: P
     )
     with pytest.raises(InputError, match="not the one this run was made with"):
         pipeline.pretrain(changed(tiny, store=str(tmp_path / "other"), genes__train__epochs=1))
+
+
+def test_a_model_of_another_fold_is_refused_because_it_saw_this_folds_test_cases(
+    tiny: Config, pretrained: RunFolder
+) -> None:
+    config = changed(with_models_of(tiny, pretrained), split__fold=1)
+    for stage in (pipeline.pretrain, pipeline.finetune):
+        with pytest.raises(InputError, match="trained on patients that this run validates or tests on") as refusal:
+            stage(config)
+        assert refusal.value.case and "transductive" in (refusal.value.fix or "")
+    assert pipeline.finetune(changed(config, split__transductive=True, finetune__train__epochs=1)).stage_done(
+        "finetune"
+    )
+
+
+def test_a_gene_encoder_refuses_another_unit(
+    tiny: Config, pretrained: RunFolder, cohort_sources: Path, tmp_path: Path
+) -> None:
+    options = IngestOptions(workers=1, progress=False, gene_unit="TPM")
+    sources = {name: cohort_sources / file for name, file in {"genes": "genes.tsv", "cases": "cases.csv"}.items()}
+    ingest_cohort(patches=cohort_sources / "patches", out=tmp_path / "tpm", options=options, **sources)
+    with pytest.raises(InputError, match="another unit") as refusal:
+        pipeline.embed(
+            changed(tiny, store=str(tmp_path / "tpm")), pretrained.model_file("pretrain"), tmp_path / "x.parquet"
+        )
+    assert refusal.value.expected == "FPKM" and "TPM" in (refusal.value.found or "")
+
+
+def test_an_odd_unit_asks_instead_of_guessing(tiny: Config, cohort_sources: Path, tmp_path: Path) -> None:
+    options = IngestOptions(workers=1, progress=False, gene_unit="arbitrary")
+    ingest_cohort(
+        patches=None,
+        genes=cohort_sources / "genes.tsv",
+        cases=cohort_sources / "cases.csv",
+        out=tmp_path / "odd",
+        options=options,
+    )
+    config = changed(tiny, store=str(tmp_path / "odd"), genes__train__epochs=1)
+    with pytest.raises(InputError, match="neither") as refusal:
+        pipeline.pretrain_genes(config)
+    assert "genes.log" in (refusal.value.fix or "")
+    assert pipeline.pretrain_genes(changed(config, genes__log=True)).stage_done("genes")
+
+
+def test_two_samples_of_a_patient_are_one_patient_in_triplets(tiny: Config, pretrained: RunFolder) -> None:
+    task = GimpPretraining(with_models_of(tiny, pretrained).model_dump(), str(tiny.run))
+    ids = np.array(["TCGA-AA-0001-01A", "TCGA-AA-0001-02A", "TCGA-AA-0002-01A"])
+    task.__dict__["index"] = dataclasses.replace(task.index, case_ids=ids, labels=np.zeros(3, dtype=np.int64))
+    assert task.patients.tolist() == [0, 0, 1]

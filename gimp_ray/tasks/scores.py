@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
+
+from gimp_ray.evaluation import classification_metrics
 
 Record = dict[str, Any]
 
@@ -36,15 +37,9 @@ def validation_figures(records: list[Record]) -> dict[str, float]:
     labels = np.array([record["label"] for record in ordered])
     probabilities = np.array([record["probabilities"] for record in ordered])
     picked = probabilities[np.arange(len(labels)), labels]
-    figures = {
-        "accuracy": float((probabilities.argmax(axis=1) == labels).mean()),
-        "loss": float(-np.log(np.maximum(picked, 1e-12)).mean()),
-    }
-    classes = probabilities.shape[1]
-    if len(np.unique(labels)) == classes and classes > 1:
-        scores = probabilities[:, 1] if classes == 2 else probabilities
-        figures["auroc"] = float(roc_auc_score(labels, scores, multi_class="ovr"))
-    return figures
+    metrics = classification_metrics(labels, probabilities, [str(number) for number in range(probabilities.shape[1])])
+    figures = {"accuracy": metrics["accuracy"], "loss": float(-np.log(np.maximum(picked, 1e-12)).mean())}
+    return figures if metrics["auroc"] is None else figures | {"auroc": metrics["auroc"]}
 
 
 def selection_score(figures: dict[str, float], select: str) -> list[float]:

@@ -73,17 +73,19 @@ def luad_mutations(options: argparse.Namespace) -> None:
         text += [f"### {gene}: {mutated} of {results[gene]['cases']} cases mutated", gene_table(results[gene]["rows"])]
         text.append(_choices(results[gene]))
     genes = cohort.expression.shape[1]
-    text[1] = f"TCGA LUAD cases with a known status (`{LUAD_FILE}`), {genes:,} genes. {PROTOCOL}"
+    text[1] = f"TCGA LUAD cases with a known status (`{LUAD_FILE}`), {genes:,} genes. {PROTOCOL} {NO_CHOICE}"
     text.append(circumstances(_command(options), options.hardware, sum(r["seconds"] for r in results.values())))
     _finish(options, {"methods": _settings(methods), "targets": results}, text)
 
 
 PROTOCOL = (
-    "Five stratified folds by case: fold i is the test part, fold i + 1 validation, the rest training. Gene selection, "
-    "z-scores and weights are fitted on the rows named in the table; where a method has several settings, each fold "
-    "chooses by its validation log loss; the test part is predicted once. Every case is tested once, so figures are "
-    "over all cases; intervals are 95 %, from 1,000 bootstrap resamples of patients; AUC pools the folds."
+    "Five stratified folds by case: fold i is the test part, fold i + 1 validation, the rest training. Logistic "
+    "regression has the 3,000 most variable genes and C = 1e-3. Gene selection, z-scores and weights are fitted on the "
+    "rows named in the table; where a method has several settings, each fold chooses by its validation log loss; the "
+    "test part is predicted once. Every case is tested once, so figures are over all cases; intervals are 95 %, from "
+    "1,000 bootstrap resamples of patients; AUC pools the folds."
 )
+NO_CHOICE = "Each method has one setting here, so the validation part is trained on."
 
 
 def _settings(methods: Mapping[str, Sequence[NetSettings]]) -> dict[str, list[dict[str, Any]]]:
@@ -100,10 +102,11 @@ def _command(options: argparse.Namespace) -> str:
 
 
 def _finish(options: argparse.Namespace, result: dict[str, Any], text: list[str]) -> None:
+    markdown = "\n\n".join(paragraph for paragraph in text if paragraph)
     write_json(options.out, {"command": _command(options), "hardware": options.hardware, **result})
     if options.docs is not None:
-        replace_section(options.docs, options.command, "\n\n".join(text))
-    print("\n\n".join(text))
+        replace_section(options.docs, options.command, markdown)
+    print(markdown)
 
 
 def whole_pipeline(options: argparse.Namespace) -> None:

@@ -37,7 +37,15 @@ SETTINGS: dict[str, Any] = {
     "window": {"length": 256},
     "batch": {"classes": 2, "cases_per_class": 8},
     "model": {"dim": 64, "heads": 4, "dim_head": 16, "landmarks": 32},
-    "genes": {"top_genes": 3000, "fragments": 300, "groups": 12, "train": {"epochs": 15, "lr": 3e-3}},
+    "genes": {
+        "top_genes": 3000,
+        "select_by": "variance",
+        "order": "stored",
+        "fragments": 300,
+        "groups": 12,
+        "mixup": 0.4,
+        "train": {"epochs": 15, "lr": 3e-3},
+    },
     "finetune": {"batch_size": 4, "hidden": 64, "train": {"epochs": 12, "lr": 5e-4}},
     "checkpoint": {"every_epochs": 10, "keep": 1},
 }

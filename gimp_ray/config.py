@@ -137,7 +137,13 @@ class GenesConfig(Section):
         None, description="a trained gene encoder (.safetensors) to use instead of training one"
     )
     encoder: Literal["group_msa", "snn", "none"] = Field("group_msa", description="none: pre-training on images alone")
-    top_genes: int = Field(0, ge=0, description="keep this many most variable training genes; 0 keeps all")
+    top_genes: int = Field(0, ge=0, description="keep this many genes, the best by select_by; 0 keeps all")
+    select_by: Literal["variance", "f_score"] = Field(
+        "f_score", description="score of a gene over the training cases; f_score uses their labels"
+    )
+    order: Literal["stored", "score"] = Field(
+        "score", description="how genes are laid out in fragments: as stored, or best score first"
+    )
     fragments: int = Field(1008, ge=1, description="N_f")
     groups: int = Field(24, ge=1, description="N_gr")
     heads: int = Field(8, ge=1, description="attention heads; the most up to this that divide model.dim are used")
@@ -145,7 +151,7 @@ class GenesConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="inside the encoder; SNN: of AlphaDropout")
     gene_dropout: float = Field(0.3, ge=0, lt=1, description="share of input genes set to their mean in training")
     clip: float = Field(5.0, gt=0, description="z-scores are kept within this many deviations")
-    mixup: float = Field(0.4, ge=0, description="Beta parameter of mixup in training; 0 switches it off")
+    mixup: float = Field(1.0, ge=0, description="Beta parameter of mixup in training; 0 switches it off")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="of the supervised pre-training's cross-entropy")
     log: bool | None = Field(None, description="apply log2(x + 1); unset: from the unit in the store")
     batch_size: int = Field(32, ge=1, description="cases in a worker's mini-batch")

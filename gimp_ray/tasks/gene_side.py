@@ -59,7 +59,14 @@ def fit_gene_side(store: CohortStore, index: CohortIndex, genes: GenesConfig, di
     """A fresh encoder whose input statistics are fitted on the index's (training) cases alone."""
     log = needs_log(store, index) if genes.log is None else genes.log
     try:
-        gene_input = GeneInput.fit(_training_rows(store, index), log=log, top_genes=genes.top_genes, clip=genes.clip)
+        gene_input = GeneInput.fit(
+            _training_rows(store, index),
+            log=log,
+            top_genes=genes.top_genes,
+            select_by=genes.select_by,
+            order=genes.order,
+            clip=genes.clip,
+        )
     except ValueError as error:
         raise InputError("the genes cannot be scaled", file=store.path, found=str(error), fix="see genes.log") from None
     card = {
@@ -151,9 +158,11 @@ def _same_unit(card: dict[str, Any], store: CohortStore, file: Path) -> None:
         )
 
 
-def _training_rows(store: CohortStore, index: CohortIndex) -> Iterator[Tensor]:
-    for chunk in in_chunks(index.case_ids, CHUNK):
-        yield torch.from_numpy(store.read_genes(chunk))
+def _training_rows(store: CohortStore, index: CohortIndex) -> Iterator[tuple[Tensor, Tensor]]:
+    for at in range(0, index.num_cases, CHUNK):
+        rows = slice(at, at + CHUNK)
+        values = store.read_genes([str(case) for case in index.case_ids[rows]])
+        yield torch.from_numpy(values), torch.from_numpy(index.labels[rows])
 
 
 def _network(card: dict[str, Any]) -> nn.Module:

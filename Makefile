@@ -29,7 +29,7 @@ test: install    ## lint, then the fast tests (no Ray), then the tests on a loca
 	$(MAKE) test-ray
 
 test-fast: install
-	$(BIN)/python -m pytest -m 'not ray'
+	$(BIN)/python -m pytest -m 'not ray' --numprocesses 2 --dist loadscope
 
 test-ray: install
 	$(BIN)/python -m pytest -m ray

@@ -68,10 +68,10 @@ def run_all(config: Config) -> RunFolder:
     return _run(config, [*first, *wanted, "finetune"], evaluated=True)
 
 
-def embed(config: Config, model: Path, out: Path) -> Path:
-    """CLS_pat of every case of the config's store under a trained model, as a Parquet file."""
+def embed(config: Config, model: Path, out: Path, parts: list[str] | None = None) -> Path:
+    """CLS_pat of every case of the config's store, or of some parts of its split, under a trained model, as Parquet."""
     config, model, out = with_absolute_paths(config), model.resolve(), out.resolve()
-    job = _embed_job(config, model, out, None)
+    job = _embed_job(config, model, out, parts)
     run_jobs([job], run_folder_of(config, default=out.parent), workers_of(config))
     return out
 
@@ -84,12 +84,6 @@ def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = No
         if train:
             train.pop("stop_after", None)  # holds for the command that gave it
     return with_absolute_paths(load_config(file, overrides | {"run": str(run)}, base=base))
-
-
-def embed_parts(config: Config, model: Path, out: Path, parts: list[str]) -> Path:
-    """CLS_pat of some parts of the config's split, as a Parquet file."""
-    run_jobs([_embed_job(config, model, out, parts)], run_folder_of(config), workers_of(config))
-    return out
 
 
 def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.run_folder import read_json, whole_folder, write_json
+from gimp_ray.weights import part
 
 log = logging.getLogger(__name__)
 FORMAT = 2
@@ -88,14 +89,11 @@ def latest_checkpoint(folder: Path, set_aside: bool = False) -> tuple[Path, dict
 def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's tensors into the model and the optimiser."""
     tensors = load_file(path / "state.safetensors")
-    model.load_state_dict(
-        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    )
+    model.load_state_dict(part(tensors, "model"))
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, number, key = name.split(".", 2)
-            moments.setdefault(int(number), {})[key] = value
+    for name, value in part(tensors, "optimizer").items():
+        number, key = name.split(".", 1)
+        moments.setdefault(int(number), {})[key] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -7,7 +7,7 @@ tensors on a device is the engine's business, which window to read the plan's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -60,6 +60,14 @@ def read_bags(
 
     _each(read_one, range(len(cases)), threads)
     return bags, valid
+
+
+def each_bag(
+    store: CohortStore, index: CohortIndex, cases: Iterable[int], threads: int = 1
+) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """Whole bags one at a time: a case number and its (1, N, E) patches, which alone need no padding."""
+    for case in cases:
+        yield case, read_bags(store, index, np.array([case]), threads)[0]
 
 
 def read_masks(row: Row, length: int, ratio: float) -> NDArray[np.int64]:

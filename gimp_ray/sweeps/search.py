@@ -119,7 +119,7 @@ def _trial(tree: dict[str, Any], folder: str, params: dict[str, Any]) -> None:
     trial_id = tune.get_context().get_trial_id()
     config = _with(tree, params | {"run": f"{folder}/{trial_id}"})
     run = pipeline.pretrain(config)
-    pipeline.embed_parts(config, run.model_file("pretrain"), run.evaluation / "probe.parquet", ["train", "val"])
+    pipeline.embed(config, run.model_file("pretrain"), run.evaluation / "probe.parquet", ["train", "val"])
     tune.report({**probe(run), "run": str(run.path)})
 
 

@@ -6,7 +6,6 @@ Memory is bounded by one bag. Left out: metrics and figures, which are made from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from gimp_ray.config_files import build_config
 from gimp_ray.engine.protocol import Record, World
 from gimp_ray.errors import InputError
 from gimp_ray.feed.ahead import read_ahead
-from gimp_ray.feed.plan import CohortIndex, index_cases
-from gimp_ray.feed.windows import read_bags
+from gimp_ray.feed.plan import index_cases
+from gimp_ray.feed.windows import each_bag
 from gimp_ray.models import GiMP, GiMPClassifier
 from gimp_ray.run_folder import whole_file
 from gimp_ray.tasks.cards import read_card
@@ -73,7 +72,8 @@ class CohortEmbedding:
         ids = [str(index.case_ids[case]) for case in mine]
         cls_ge = encode_cases(saved.side, self.store, ids, world.device) if saved.side is not None and ids else None
         records = []
-        for place, (case, patches) in enumerate(read_ahead(self._bags(index, mine), self.config.feed.ahead)):
+        bags = each_bag(self.store, index, mine, self.config.feed.threads)
+        for place, (case, patches) in enumerate(read_ahead(bags, self.config.feed.ahead)):
             genes = {} if cls_ge is None else {"cls_ge": cls_ge[place : place + 1]}
             out = model(torch.from_numpy(patches).to(world.device), **genes)
             record: Record = {
@@ -105,11 +105,6 @@ class CohortEmbedding:
                 )
         with whole_file(self.out) as aside:
             pq.write_table(pa.table(columns), aside)
-
-    def _bags(self, index: CohortIndex, cases: list[int]) -> Iterator[Any]:
-        for case in cases:
-            patches, _ = read_bags(self.store, index, np.array([case]), self.config.feed.threads)
-            yield case, patches
 
 
 def _rebuild(saved: SavedModel) -> nn.Module:

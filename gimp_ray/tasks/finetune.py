@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import Batching, Row
-from gimp_ray.feed.windows import Arrays, read_bags
+from gimp_ray.feed.windows import Arrays, each_bag, read_bags
 from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
 from gimp_ray.tasks.cards import read_card
-from gimp_ray.tasks.gene_side import GeneSide, encode_cases, load_gene_side
+from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
 from gimp_ray.tasks.image_side import load_model, make_aggregator, model_card
-from gimp_ray.tasks.planned import PlannedTask, seeded, shared_out
+from gimp_ray.tasks.planned import PlannedTask, shared_out
 from gimp_ray.tasks.scores import case_record, selection_score, validation_figures
 
 
@@ -60,7 +59,7 @@ class Finetuning(PlannedTask):
             self.cls_ge = encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
             if self.validation is not None:
                 self.validation_cls_ge = encode_cases(self.side, self.store, self.validation.case_ids.tolist(), device)
-        seeded(self.seed)
+        torch.manual_seed(self.seed)
         aggregator = aggregator or self._fresh_aggregator()
         encoder = None if self.side is None else self.side.encoder
         model = GiMPClassifier(
@@ -84,12 +83,9 @@ class Finetuning(PlannedTask):
         if index is None:
             return None
 
-        def bags() -> Any:
-            for case in shared_out(index, world.rank, world.size):
-                yield case, read_bags(self.store, index, np.array([case]), self.config.feed.threads)
-
+        bags = each_bag(self.store, index, shared_out(index, world.rank, world.size), self.config.feed.threads)
         records = []
-        for case, (patches, valid) in read_ahead(bags(), self.config.feed.ahead):
+        for case, patches in read_ahead(bags, self.config.feed.ahead):
             batch = {
                 "patches": torch.from_numpy(patches).to(world.device),
                 "case": torch.tensor([case], device=world.device),
@@ -99,9 +95,7 @@ class Finetuning(PlannedTask):
                 batch["genes"] = torch.from_numpy(self.side.read(self.store, [str(index.case_ids[case])])).to(
                     world.device
                 )
-            genes = self._gene_arguments(batch, self.validation_cls_ge)
-            del valid  # a bag alone has no padding
-            out = model(batch["patches"], **genes)
+            out = model(batch["patches"], **self._gene_arguments(batch, self.validation_cls_ge))
             records.append(case_record(str(index.case_ids[case]), int(index.labels[case]), out.logits[0]))
         return records
 
@@ -146,7 +140,4 @@ class Finetuning(PlannedTask):
         if init != "scratch":
             saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else Path(init), self.store)
             return saved.aggregator(), saved.side
-        if self.config.genes.encoder == "none" or not self.store.num_genes:
-            return None, None
-        given = self.config.genes.checkpoint
-        return None, load_gene_side(Path(given) if given else self.run.model_file("genes"), self.store)
+        return None, trained_gene_side(self.config.genes, self.run, self.store)

@@ -22,6 +22,7 @@ from gimp_ray.config import GenesConfig
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.models import SNN, GeneEncoder, GeneInput, GroupMSA, fit_fragments, freeze
+from gimp_ray.run_folder import RunFolder
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.planned import in_chunks
 from gimp_ray.weights import load_weights
@@ -108,6 +109,13 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
     return rebuild_gene_side(card["genes"], weights, store, file)
 
 
+def trained_gene_side(genes: GenesConfig, run: RunFolder, store: CohortStore) -> GeneSide | None:
+    """The gene encoder the config names, else the run's own; None where there is no gene side."""
+    if genes.encoder == "none" or not store.num_genes:
+        return None
+    return load_gene_side(Path(genes.checkpoint) if genes.checkpoint else run.model_file("genes"), store)
+
+
 @torch.no_grad()
 def encode_cases(side: GeneSide, store: CohortStore, case_ids: Sequence[str], device: torch.device) -> Tensor:
     """(n, D) CLS_ge of some cases under the frozen encoder."""
@@ -124,7 +132,7 @@ def needs_log(store: CohortStore, index: CohortIndex) -> bool:
     Raises:
         InputError: the unit is none that is known to be linear or not.
     """
-    unit = _plain_unit(store)
+    unit = _plain(store.manifest.gene_unit)
     if unit == "unknown":
         sample = store.read_genes([str(case) for case in index.case_ids[:CHUNK]])
         # log2(x + 1) of any expression unit stays well below this; linear units pass it by far
@@ -142,13 +150,14 @@ def needs_log(store: CohortStore, index: CohortIndex) -> bool:
     )
 
 
-def _plain_unit(store: CohortStore) -> str:
-    return (store.manifest.gene_unit or "unknown").lower().replace(" ", "").replace("-", "")
+def _plain(unit: str | None) -> str:
+    """A unit without the ways of writing it."""
+    return (unit or "unknown").lower().replace(" ", "").replace("-", "")
 
 
 def _same_unit(card: dict[str, Any], store: CohortStore, file: Path) -> None:
-    trained = str(card["gene_unit"] or "unknown").lower().replace(" ", "").replace("-", "")
-    if "unknown" not in (trained, _plain_unit(store)) and trained != _plain_unit(store):
+    trained, here = _plain(card["gene_unit"]), _plain(store.manifest.gene_unit)
+    if "unknown" not in (trained, here) and trained != here:
         raise InputError(
             "the gene encoder was trained on another unit",
             file=file,

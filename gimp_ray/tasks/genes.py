@@ -18,7 +18,7 @@ from gimp_ray.feed.windows import Arrays
 from gimp_ray.models import MLPHead
 from gimp_ray.objectives import mixup
 from gimp_ray.tasks.gene_side import CHUNK, GeneSide, fit_gene_side
-from gimp_ray.tasks.planned import PlannedTask, in_chunks, seeded
+from gimp_ray.tasks.planned import PlannedTask, in_chunks
 from gimp_ray.tasks.scores import case_record, selection_score, validation_figures
 from gimp_ray.weights import part
 
@@ -39,7 +39,7 @@ class GenePretraining(PlannedTask):
         return {"genes": self.store.read_genes(case_ids), "label": self.labels_of(row.case), "case": row.case}
 
     def build(self, device: torch.device) -> nn.Module:
-        seeded(self.seed)
+        torch.manual_seed(self.seed)
         self.side = fit_gene_side(self.store, self.index, self.config.genes, self.config.model.dim)
         head = MLPHead(self.config.model.dim, len(self.store.classes), hidden=())
         self.side.encoder.to(device)
@@ -57,10 +57,10 @@ class GenePretraining(PlannedTask):
     def validate(self, model: nn.Module, world: World) -> list[Record] | None:
         if self.validation is None:
             return None
+        labels = dict(zip(self.validation.case_ids.tolist(), self.validation.labels.tolist(), strict=True))
         records = []
         for chunk in in_chunks(self.validation.case_ids[world.rank :: world.size], CHUNK):
             values = torch.from_numpy(self.store.read_genes(chunk)).to(world.device)
-            labels = dict(zip(self.validation.case_ids.tolist(), self.validation.labels.tolist(), strict=True))
             logits_BC = model(self.side.encoder.input(values))
             records += [
                 case_record(case, labels[case], logits_C) for case, logits_C in zip(chunk, logits_BC, strict=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
@@ -36,7 +35,7 @@ class PlannedTask:
     """
 
     name: str
-    # None: the store may hold either modality alone
+    # modalities the store must hold: `patches`, `genes`
     needs: tuple[str, ...] = ()
 
     def __init__(self, config: dict[str, Any], run: str) -> None:
@@ -148,8 +147,3 @@ def shared_out(index: CohortIndex, rank: int, world_size: int) -> list[int]:
 def in_chunks(items: NDArray[np.str_] | list[str] | tuple[str, ...], size: int) -> Iterator[list[str]]:
     for at in range(0, len(items), size):
         yield [str(item) for item in items[at : at + size]]
-
-
-def seeded(seed: int) -> torch.Generator:
-    """Seed torch for starting weights, and return its generator."""
-    return torch.manual_seed(seed)

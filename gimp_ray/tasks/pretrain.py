@@ -24,9 +24,9 @@ from gimp_ray.feed.windows import Arrays, read_masks, read_windows
 from gimp_ray.models import GiMP, freeze
 from gimp_ray.objectives import TripletResult, masked_patch_loss, triplet_loss
 from gimp_ray.tasks.cards import read_card
-from gimp_ray.tasks.gene_side import GeneSide, encode_cases, load_gene_side
+from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
 from gimp_ray.tasks.image_side import make_aggregator, model_card
-from gimp_ray.tasks.planned import PlannedTask, seeded
+from gimp_ray.tasks.planned import PlannedTask
 
 
 class GimpPretraining(PlannedTask):
@@ -89,11 +89,12 @@ class GimpPretraining(PlannedTask):
         }
 
     def build(self, device: torch.device) -> nn.Module:
-        self.side = self._gene_side()
+        self.preflight()
+        self.side = trained_gene_side(self.config.genes, self.run, self.store)
         self.cls_ge = (
             None if self.side is None else encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
         )
-        seeded(self.seed)
+        torch.manual_seed(self.seed)
         assert self.store.dim is not None
         encoder = None if self.side is None else freeze(self.side.encoder)
         return GiMP(make_aggregator(self.store.dim, self.config.model), encoder, self.store.dim).to(device)
@@ -139,10 +140,3 @@ class GimpPretraining(PlannedTask):
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         return dict(model.state_dict()), model_card(self.config, self.store, self.side, self.training_cases())
-
-    def _gene_side(self) -> GeneSide | None:
-        if self.config.genes.encoder == "none" or not self.store.num_genes:
-            return None
-        self.preflight()
-        given = self.config.genes.checkpoint
-        return load_gene_side(Path(given) if given else self.run.model_file("genes"), self.store)

@@ -1,0 +1,173 @@
+"""Where a store or a file is: a local path or a URI, and the pyarrow file system that reads and writes there.
+
+`s3://` is read through Arrow's own S3 client with back-off on every error that may pass; credentials, region and
+endpoint come from the usual environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...). `gs://`, `hdfs://` and `file://`
+are Arrow's too; any other protocol is fsspec's (`memory://`, `abfs://`, ...). Left out: mirrors of whole folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+from gimp_ray.errors import InputError
+
+# about 1 + 2 + 4 + ... s of waiting, 20 s at most each time: a storage that is down for half a minute is waited for
+S3_ATTEMPTS = 9
+CONNECT_TIMEOUT_S = 5.0
+REQUEST_TIMEOUT_S = 30.0
+
+_ARROW_SCHEMES = ("file", "gs", "gcs", "hdfs", "viewfs", "mock")
+
+
+def is_uri(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a URI such as `s3://bucket/store`, and not a local path."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """The place as a string that means the same in another process: a URI as it is, a local path made absolute."""
+    text = os.fspath(path)
+    # not resolve(), which would follow a symlink
+    return text.rstrip("/") if is_uri(text) else os.path.abspath(text)  # noqa: PTH100
+
+
+def resolve(path: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """The file system of a local path or URI, and the path on it without a trailing slash.
+
+    Raises:
+        InputError: an unknown protocol, or a place that is no URI of its protocol.
+    """
+    text = os.fspath(path)
+    if not is_uri(text):
+        return pafs.LocalFileSystem(), str(Path(text).absolute())
+    try:
+        filesystem, root = _of_uri(text)
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        fix = "give a local path or a URI such as s3://bucket/store, and check credentials and endpoint"
+        raise InputError("this place cannot be used", file=text, found=str(error)[:300], fix=fix) from error
+    return filesystem, root.rstrip("/")
+
+
+def is_local(filesystem: pafs.FileSystem) -> bool:
+    """Whether files of the file system can be memory-mapped, renamed and synced here."""
+    return isinstance(filesystem, pafs.LocalFileSystem)
+
+
+def join(place: str, name: str) -> str:
+    """`name` below `place`, both with slashes; an absolute name or a URI stays as it is."""
+    if is_uri(name) or name.startswith("/"):
+        return name
+    if is_uri(place):
+        scheme, _, rest = place.partition("://")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
+    return posixpath.normpath(posixpath.join(place, name))
+
+
+def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes:
+    """A whole file."""
+    with filesystem.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
+    """Write a file so that it appears whole or not at all: an object store does so by itself."""
+    if not is_local(filesystem):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    aside = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(aside, "wb") as stream:  # noqa: PTH123 - the path is a string on a file system
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)  # noqa: PTH108
+        raise
+
+
+def create(place: str, data: bytes) -> bool:
+    """Write a file only if there is none, in one step; False when there is one. `place` is a path or URI.
+
+    On S3 by a conditional PUT; other object stores are asked first, which two writers in the same instant can pass.
+    """
+    if not is_uri(place):
+        try:
+            with open(place, "xb") as stream:  # noqa: PTH123
+                stream.write(data)
+        except FileExistsError:
+            return False
+        return True
+    if place.startswith("s3://"):
+        return _create_s3(place, data)
+    filesystem, path = resolve(place)
+    if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
+        return False
+    write_bytes(filesystem, path, data)
+    return True
+
+
+def _create_s3(place: str, data: bytes) -> bool:
+    from botocore.exceptions import ClientError
+    from s3fs import S3FileSystem
+
+    try:
+        S3FileSystem().pipe_file(place.removeprefix("s3://").partition("?")[0], data, mode="create")
+    except FileExistsError:
+        return False
+    except OSError as error:
+        cause = error.__cause__
+        if isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") in _TAKEN:
+            return False
+        raise
+    return True
+
+
+_TAKEN = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+
+
+def _of_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    scheme = urlsplit(uri).scheme
+    if scheme == "s3":
+        return _s3(uri)
+    if scheme in _ARROW_SCHEMES:
+        filesystem, root = pafs.FileSystem.from_uri(uri)
+        return filesystem, str(root)
+    import fsspec
+
+    handler, root = fsspec.core.url_to_fs(uri)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(handler)), str(root)
+
+
+def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Arrow's S3 client; `region`, `endpoint_override` and `scheme` may stand in the URI as Arrow knows them."""
+    parts = urlsplit(uri)
+    said = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    endpoint = said.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3") or _endpoint()
+    region = said.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if region is None:
+        region = "us-east-1" if endpoint else pafs.resolve_s3_region(parts.netloc)
+    options: dict[str, object] = {"region": region}
+    if endpoint:
+        scheme, _, host = endpoint.rpartition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": said.get("scheme") or scheme or "https"}
+    filesystem = pafs.S3FileSystem(
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=REQUEST_TIMEOUT_S,
+        **options,
+    )
+    return filesystem, parts.netloc + parts.path
+
+
+def _endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL")

@@ -95,6 +95,13 @@ def write_bytes(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
         raise
 
 
+def files_below(filesystem: pafs.FileSystem, root: str) -> list[str]:
+    """All files below a folder, relative to it, sorted; none where there is no such folder."""
+    found = filesystem.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
+    start = root.lstrip("/") + "/"
+    return sorted(i.path.lstrip("/").removeprefix(start) for i in found if i.type == pafs.FileType.File)
+
+
 def create(place: str, data: bytes) -> bool:
     """Write a file only if there is none, in one step; False when there is one. `place` is a path or URI.
 

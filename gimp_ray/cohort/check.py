@@ -1,21 +1,22 @@
 """`check_store`: is a store what its manifest says? Every finding is PASS, WARN or FAIL, with the file and the fix.
 
-Shallow: manifest, tables and their hashes, counts, footers of the part files, splits, orphan files. Deep: every
-slide's SHA-256, and NaN or Inf anywhere. Left out: repairing; a damaged store is copied or ingested again.
+Shallow: manifest, tables and their hashes, counts, footers of the part files, splits, orphan files, and the stores a
+merged one stands on. Deep: every slide's SHA-256, and NaN or Inf anywhere. On a disk or in object storage. Left out:
+repairing; a damaged store is copied or ingested again.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from gimp_ray import places
 from gimp_ray.cohort import check_patches
 from gimp_ray.cohort.manifest import FILE, Manifest, gene_list_sha256, read_manifest
 from gimp_ray.cohort.schema import TABLES, table_schema
@@ -26,6 +27,7 @@ from gimp_ray.errors import InputError
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 REPAIR = "copy the store again from where it is whole, or ingest the sources again"
 _OPTIONAL_FILES = ("ingest_report.json",)
+_NEEDED = ("cases", "sources")
 
 
 @dataclass(frozen=True)
@@ -72,74 +74,92 @@ class CheckReport:
                 )
 
 
-def check_store(path: str | os.PathLike[str], deep: bool = False) -> CheckReport:
-    """Check the store at a local path; never raises for what is wrong with the store, but reports it.
+@dataclass(frozen=True)
+class _Place:
+    """The store that is looked at: its name for messages, and where it is."""
+
+    path: str
+    filesystem: pafs.FileSystem
+    root: str
+
+    def name(self, file: str) -> str:
+        return places.join(self.path, file)
+
+
+def check_store(path: str | os.PathLike[str], deep: bool = False, manifest: Manifest | None = None) -> CheckReport:
+    """Check a store; never raises for what is wrong with it, but reports it.
 
     Args:
-        path: the store.
+        path: the store, a local path or URI.
         deep: read every patch and value too.
+        manifest: what the store is to be; its own manifest by default (ingest checks before it publishes one).
     """
-    root = Path(path).absolute()
+    path = places.absolute(path)
     try:
-        manifest = read_manifest(pafs.LocalFileSystem(), str(root))
+        filesystem, root = places.resolve(path)
+        manifest = manifest or read_manifest(filesystem, root)
     except InputError as error:
         what = error.what + (f": {error.found}" if error.found else "")
-        return CheckReport(str(root), (Finding(FAIL, what, error.file, error.fix or REPAIR),))
-    findings = [Finding(PASS, f"manifest: layout version {manifest.version}")]
-    tables = {name: _table(root, name, manifest, findings) for name in TABLES if name not in ("manifest", "patches")}
-    _check_cases(root, tables["cases"], manifest, findings)
-    _check_genes(root, tables["genes"], tables["expression"], manifest, deep, findings)
-    _check_splits(root, tables["splits"], tables["cases"], findings)
+        return CheckReport(path, (Finding(FAIL, what, error.file, error.fix or REPAIR),))
+    place = _Place(path, filesystem, root)
+    findings = [Finding(PASS, f"manifest: layout version {manifest.version}, revision {manifest.revision}")]
+    tables = {name: _table(place, name, manifest, findings) for name in TABLES if name not in ("manifest", "patches")}
+    _check_cases(place, tables["cases"], manifest, findings)
+    _check_genes(place, tables["genes"], tables["expression"], manifest, deep, findings)
+    _check_splits(place, tables["splits"], tables["cases"], findings)
     if tables["slides"] is not None and manifest.dim is not None:
-        _check_slides(root, tables["slides"], tables["cases"], manifest, findings)
-        for level, what, file in check_patches.findings(root, tables["slides"], manifest, deep):
-            findings.append(Finding(level, what, file, None if level == PASS else REPAIR))
-    _check_orphans(root, tables["slides"], manifest, findings)
-    return CheckReport(str(root), tuple(findings))
+        _check_slides(place, tables["slides"], tables["cases"], manifest, findings)
+        for level, what, file in check_patches.findings(filesystem, root, tables["slides"], manifest, deep):
+            findings.append(Finding(level, what, file and place.name(file), None if level == PASS else REPAIR))
+    _check_members(place, manifest, findings)
+    _check_orphans(place, tables["slides"], manifest, findings)
+    return CheckReport(path, tuple(findings))
 
 
-def _table(root: Path, name: str, manifest: Manifest, findings: list[Finding]) -> pa.Table | None:
+def _table(place: _Place, name: str, manifest: Manifest, findings: list[Finding]) -> pa.Table | None:
     """A table as stored, with findings on its presence, hash, schema and order; None where there is none."""
     schema = table_schema(name)
-    path = root / schema.stored_as
-    expected = manifest.tables.get(schema.stored_as)
-    if expected is None:
-        needed = {"cases": True, "slides": manifest.dim is not None, "splits": False}.get(name, manifest.num_genes > 0)
-        if needed:
-            findings.append(Finding(FAIL, f"the manifest names no {schema.stored_as}", str(root / FILE), REPAIR))
+    file = manifest.files.get(name)
+    if file is None:
+        needed = {"slides": manifest.dim is not None, "splits": False}.get(name, manifest.num_genes > 0)
+        if needed or name in _NEEDED:
+            findings.append(Finding(FAIL, f"the manifest names no {schema.stored_as}", place.name(FILE), REPAIR))
         return None
-    if not path.is_file():
-        findings.append(Finding(FAIL, f"{schema.stored_as} is missing", str(path), REPAIR))
-        return None
-    if file_sha256(path) != expected:
-        findings.append(
-            Finding(FAIL, f"{schema.stored_as} was changed: its hash is not the manifest's", str(path), REPAIR)
-        )
+    path = place.name(file)
     try:
-        table = pq.ParquetFile(path).read()
+        if file_sha256(place.filesystem, f"{place.root}/{file}") != manifest.tables.get(file):
+            findings.append(Finding(FAIL, f"{file} was changed: its hash is not the manifest's", path, REPAIR))
+        table = pq.read_table(f"{place.root}/{file}", filesystem=place.filesystem, partitioning=None)
+    except FileNotFoundError:
+        findings.append(Finding(FAIL, f"{file} is missing", path, REPAIR))
+        return None
     except (pa.ArrowException, OSError) as error:
-        findings.append(Finding(FAIL, f"{schema.stored_as} cannot be read: {error}", str(path), REPAIR))
+        findings.append(Finding(FAIL, f"{file} cannot be read: {error}", path, REPAIR))
         return None
     problems = schema.differences(table.schema, num_genes=manifest.num_genes)
     if problems:
-        findings.append(Finding(FAIL, f"{schema.stored_as}: {'; '.join(problems)}", str(path), REPAIR))
+        findings.append(Finding(FAIL, f"{file}: {'; '.join(problems)}", path, REPAIR))
         return None
-    disorder = [f"{schema.stored_as}: {problem}" for problem in _order_problems(table, schema.sorted_by)]
-    fine = f"{schema.stored_as}: {table.num_rows:,} rows, schema version {schema.version}"
-    _add(findings, disorder, fine, path)
+    disorder = [f"{file}: {problem}" for problem in _order_problems(table, schema.sorted_by)]
+    _add(findings, disorder, f"{file}: {table.num_rows:,} rows, schema version {schema.version}", path)
     return table
 
 
 def _order_problems(table: pa.Table, sorted_by: tuple[str, ...]) -> list[str]:
-    if not sorted_by or not set(sorted_by) <= set(table.column_names):
+    if not sorted_by or not set(sorted_by) <= set(table.column_names) or table.num_rows < 2:
         return []
-    keys = list(zip(*(table[name].to_pylist() for name in sorted_by), strict=True))
-    if any(a >= b for a, b in itertools.pairwise(keys)):
+    keys = table.select(list(sorted_by)).combine_chunks()
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in sorted_by]).to_numpy()
+    same = np.ones(table.num_rows - 1, dtype=bool)
+    for name in sorted_by:
+        column = keys[name]
+        same &= pc.equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy(zero_copy_only=False)
+    if bool((order != np.arange(len(order))).any() or same.any()):
         return [f"the rows are not sorted by {', '.join(sorted_by)}, or one stands twice"]
     return []
 
 
-def _check_cases(root: Path, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
+def _check_cases(place: _Place, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
     if cases is None:
         return
     labels = set(cases["label"].to_pylist())
@@ -152,14 +172,14 @@ def _check_cases(root: Path, cases: pa.Table | None, manifest: Manifest, finding
         problems.append(
             f"labels {', '.join(sorted(map(str, labels)))}, the manifest says {', '.join(manifest.classes)}"
         )
-    _add(findings, problems, f"cases: {cases.num_rows:,}, every one with a label", root / "cases.parquet")
+    _add(findings, problems, f"cases: {cases.num_rows:,}, every one with a label", place.name("cases.parquet"))
     if len(manifest.classes) < 2:
         what = f"one class only ({', '.join(manifest.classes)}): nothing to tell apart"
-        findings.append(Finding(WARN, what, str(root / "cases.parquet")))
+        findings.append(Finding(WARN, what, place.name("cases.parquet")))
 
 
 def _check_genes(
-    root: Path,
+    place: _Place,
     genes: pa.Table | None,
     expression: pa.Table | None,
     manifest: Manifest,
@@ -176,7 +196,7 @@ def _check_genes(
         problems.append("the gene list is not the manifest's")
     if expression.num_rows != manifest.num_cases:
         problems.append(f"expression of {expression.num_rows} cases, the manifest says {manifest.num_cases}")
-    _add(findings, problems, f"genes: {len(ids):,}, expression of every case", root / "genes.parquet")
+    _add(findings, problems, f"genes: {len(ids):,}, expression of every case", place.name("genes.parquet"))
     if deep:
         bad = [
             row[0].as_py()
@@ -184,14 +204,16 @@ def _check_genes(
             if not np.isfinite(np.frombuffer(row[1].as_py(), "<f4")).all()
         ]
         problems = [f"expression holds NaN or Inf in {len(bad)} cases: {', '.join(bad[:10])}"] if bad else []
-        _add(findings, problems, "expression: all values finite", root / "expression.parquet")
+        _add(findings, problems, "expression: all values finite", place.name("expression.parquet"))
 
 
-def _check_splits(root: Path, splits: pa.Table | None, cases: pa.Table | None, findings: list[Finding]) -> None:
-    path = root / "splits.parquet"
+def _check_splits(place: _Place, splits: pa.Table | None, cases: pa.Table | None, findings: list[Finding]) -> None:
+    path = place.name("splits.parquet")
     if splits is None:
         findings.append(
-            Finding(WARN, "no split is stored", str(root), "ingest with at least three patients, or with a split table")
+            Finding(
+                WARN, "no split is stored", place.path, "ingest with at least three patients, or with a split table"
+            )
         )
         return
     problems = []
@@ -206,7 +228,7 @@ def _check_splits(root: Path, splits: pa.Table | None, cases: pa.Table | None, f
 
 
 def _check_slides(
-    root: Path, slides: pa.Table, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]
+    place: _Place, slides: pa.Table, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]
 ) -> None:
     n_patches = sum(slides["n_patches"].to_pylist())
     problems = []
@@ -222,19 +244,34 @@ def _check_slides(
         findings,
         problems,
         f"slides: {slides.num_rows:,} with {n_patches:,} patches, every case has one",
-        root / "slides.parquet",
+        place.name("slides.parquet"),
     )
 
 
-def _check_orphans(root: Path, slides: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
-    known = {FILE, *_OPTIONAL_FILES, *manifest.tables, *(set(slides["file"].to_pylist()) if slides is not None else ())}
-    found = sorted(str(p.relative_to(root).as_posix()) for p in root.rglob("*") if p.is_file())
+def _check_members(place: _Place, manifest: Manifest, findings: list[Finding]) -> None:
+    """A merged store uses the part files of others: they must be what they were."""
+    for member, fingerprint in sorted(manifest.members.items()):
+        where = places.join(place.path, member)
+        try:
+            found = read_manifest(*places.resolve(where)).fingerprint
+        except InputError as error:
+            found = error.what
+        problems = (
+            [] if found == fingerprint else [f"the store it was merged from, {where}, is not what it was: {found}"]
+        )
+        _add(findings, problems, f"merged from {where}, which is what it was", where)
+
+
+def _check_orphans(place: _Place, slides: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
+    known = {FILE, *_OPTIONAL_FILES, *manifest.tables, *manifest.superseded}
+    known |= set(slides["file"].unique().to_pylist()) if slides is not None else set()
+    found = places.files_below(place.filesystem, place.root)
     orphans = [name for name in found if name not in known]
     if orphans:
         what = f"{len(orphans)} files do not belong to the store: {', '.join(orphans[:10])}"
-        findings.append(Finding(WARN, what, str(root / orphans[0]), "remove them"))
+        findings.append(Finding(WARN, what, place.name(orphans[0]), "remove them"))
 
 
-def _add(findings: list[Finding], problems: list[str], fine: str, path: Path) -> None:
+def _add(findings: list[Finding], problems: list[str], fine: str, path: str) -> None:
     """One PASS, or a FAIL for every problem."""
-    findings += [Finding(FAIL, problem, str(path), REPAIR) for problem in problems] or [Finding(PASS, fine)]
+    findings += [Finding(FAIL, problem, path, REPAIR) for problem in problems] or [Finding(PASS, fine)]

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from gimp_ray import places
 from gimp_ray.errors import InputError
-
-FILE = "expression.parquet"
 
 
 class ExpressionReader:
     """Reads rows of a store's expression table; threads may share it."""
 
-    def __init__(self, filesystem: pafs.FileSystem, root: str) -> None:
-        self._filesystem, self._path = filesystem, f"{root}/{FILE}"
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        self._filesystem, self._path = filesystem, path
         self._lock = threading.Lock()
+        self._source: Any = None
         self._footer: pq.FileMetaData | None = None
         self._starts = np.zeros(0, dtype=np.int64)
 
@@ -45,14 +46,14 @@ class ExpressionReader:
 
     def _open(self) -> pq.ParquetFile:
         try:
-            local = isinstance(self._filesystem, pafs.LocalFileSystem)
-            source = pa.memory_map(self._path) if local else self._filesystem.open_input_file(self._path)
+            local = places.is_local(self._filesystem)
             with self._lock:
                 if self._footer is None:
-                    footer = pq.ParquetFile(source).metadata
+                    self._source = pa.memory_map(self._path) if local else self._filesystem.open_input_file(self._path)
+                    footer = pq.ParquetFile(self._source).metadata
                     sizes = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
                     self._starts, self._footer = np.cumsum([0, *sizes])[:-1], footer
-            return pq.ParquetFile(source, metadata=self._footer)
+            return pq.ParquetFile(self._source, metadata=self._footer, pre_buffer=not local)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged("a readable Parquet table", str(error)) from error
 

@@ -1,8 +1,9 @@
-"""`ingest_cohort`: files of other tools in, a store out, whole or not at all.
+"""`ingest_cohort`: files of other tools in, a store out, whole or not at all; `plan_ingest` says what it would do.
 
-The order: read the tables and match them; look at every patch file; refuse what contradicts itself; write into a
-hidden folder beside the store; verify; manifest last; rename. Whatever fails on the way, Ctrl-C included, leaves no
-store and no folder. Left out: adding to an existing store, writing to object storage.
+The order: read the tables and match them; look at every patch file; refuse what contradicts itself; write aside;
+verify; manifest last. Whatever fails on the way, Ctrl-C included, leaves no store, or the store as it was. Where `out`
+is a store, new slides and cases are added to it and nothing else is written again. Left out: matching (`prepare.py`),
+how a store appears (`publishing.py`), what is known of it before (`existing.py`).
 """
 
 from __future__ import annotations
@@ -13,78 +14,52 @@ import importlib.metadata
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 
-from gimp_ray.cohort import gene_join, patch_ingest, tables
+from gimp_ray import places
+from gimp_ray.cohort import existing as existing_store
+from gimp_ray.cohort import patch_ingest, publishing, tables
 from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.discover import PatchFiles, find_patch_files
+from gimp_ray.cohort.existing import Existing
+from gimp_ray.cohort.ingest_options import IngestOptions
 from gimp_ray.cohort.manifest import FILE, FORMAT, Manifest, gene_list_sha256, store_fingerprint
-from gimp_ray.cohort.readers.case_table import CaseTable, read_case_table
-from gimp_ray.cohort.readers.matrix import ORIENTATIONS, GeneMatrix
-from gimp_ray.cohort.readers.split_table import read_split_table
-from gimp_ray.cohort.report import IngestReport, kept_of
-from gimp_ray.cohort.roll import LeftOut, Roll
+from gimp_ray.cohort.prepare import Prepared, Sources, prepare
+from gimp_ray.cohort.progress import Progress
+from gimp_ray.cohort.report import IngestPlan, IngestReport, kept_of
 from gimp_ray.cohort.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
+from gimp_ray.cohort.sources import sources_table
 from gimp_ray.cohort.splits import KFOLD, SplitRow, check_rows, kfold_rows, schemes_of, splits_table
-from gimp_ray.cohort.staging import refuse_existing, staged_folder
-from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.cohort.work import Work, WorkPool
+from gimp_ray.errors import InputError
 
-COMPRESSIONS = ("none", "zstd")
+__all__ = ["IngestOptions", "ingest_cohort", "plan_ingest"]
+
 REPORT_FILE = "ingest_report.json"
+MakeWork = Callable[[int, Callable[[int], None]], Work]
 
 
-@dataclass(frozen=True)
-class IngestOptions:
-    """Choices of an ingest.
+def plan_ingest(
+    *,
+    patches: Path | None,
+    genes: Path | None,
+    cases: Path,
+    out: str | os.PathLike[str],
+    splits: Path | None = None,
+    options: IngestOptions | None = None,
+) -> IngestPlan:
+    """What `ingest_cohort` would do with these arguments: everything is looked at, nothing is written.
 
-    Args:
-        strict: refuse where something would be left out.
-        workers: processes; 0 for one a CPU.
-        compression: of the part files, `none` (local disks) or `zstd` (where the network is the limit).
-        gene_orientation: `auto` recognises which axis holds the cases; `cases_by_genes`, `genes_by_cases` say it.
-        gene_unit: unit of the expression values, such as `log2(FPKM+1)`; `unknown` takes what the file says.
-        folds: folds of the scheme `kfold`.
-        split_seed: seed of that scheme.
-        progress: show a progress bar on stderr.
+    Raises:
+        InputError: as `ingest_cohort`, apart from what only reading all of a patch file can show.
     """
-
-    strict: bool = False
-    workers: int = 0
-    compression: str = "none"
-    gene_orientation: str = "auto"
-    gene_unit: str = gene_join.UNKNOWN_UNIT
-    folds: int = 5
-    split_seed: int = 0
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        for name, known in (("compression", COMPRESSIONS), ("gene_orientation", ORIENTATIONS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ConfigError(f"{name} has an unknown value", expected=", ".join(known), found=repr(value))
-        if self.workers < 0 or self.folds < 3:
-            found = f"workers {self.workers}, folds {self.folds}"
-            raise ConfigError("an ingest option is out of range", expected="workers >= 0, folds >= 3", found=found)
-
-
-@dataclass
-class _Sources:
-    """The sources as read and matched; `notes` grows as the ingest goes on."""
-
-    table: CaseTable
-    roll: Roll
-    files: PatchFiles | None
-    matrix: GeneMatrix | None
-    gene_unit: str | None
-    split_rows: list[SplitRow]
-    notes: list[str]
-
-    @property
-    def gene_ids(self) -> list[str]:
-        return [] if self.matrix is None else self.matrix.gene_ids
+    options, place = options or IngestOptions(), places.absolute(out)
+    sources = Sources(_path(patches), _path(genes), Path(cases), _path(splits))
+    before = _before(place, after_a_kill=True)
+    with Progress(options.progress) as bar, WorkPool(options.workers, bar.advance) as work:
+        return prepare(sources, before, place, options, work, bar).plan
 
 
 def ingest_cohort(
@@ -92,176 +67,207 @@ def ingest_cohort(
     patches: Path | None,
     genes: Path | None,
     cases: Path,
-    out: Path,
+    out: str | os.PathLike[str],
     splits: Path | None = None,
-    options: IngestOptions = IngestOptions(),
+    options: IngestOptions | None = None,
+    on_plan: Callable[[IngestPlan], None] | None = None,
+    make_work: MakeWork = WorkPool,
 ) -> IngestReport:
-    """Make the store `out` from patch features, a gene matrix and a case table.
+    """Make the store `out` from patch features, a gene matrix and a case table, or add to it what is new in them.
 
     Args:
         patches: folder of patch features (CLAM, TRIDENT, STAMP `.h5`, CLAM `.pt`); None for genes alone.
         genes: gene matrix (CSV, TSV, Parquet, HDF5); None for patches alone.
         cases: case table (CSV): case_id, label, slide_id with patches, further columns.
-        out: the store to make; must not exist.
+        out: the store to make or to add to, a local path or a URI such as `s3://bucket/store`.
         splits: split table (CSV) to import beside the k-fold scheme: case_id, part, optionally fold, scheme.
         options: see `IngestOptions`.
+        on_plan: called with the plan before anything is written.
+        make_work: what spreads the work: processes here, or a cluster (`gimp_ray.ingest_job`).
 
     Returns:
         What was kept and what was left out; also written to `out/ingest_report.json`.
 
     Raises:
-        InputError: contradicting or unusable sources, anything to be left out when strict, `out` exists,
-            or the store cannot be written. No store is left behind.
+        InputError: contradicting or unusable sources, anything to be left out when strict, something else at `out`,
+            another ingest at work there, or the store cannot be written. What was at `out` is as it was.
     """
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow a symlink
-    refuse_existing(out)
-    sources = _read_sources(_path(patches), _path(genes), Path(cases), _path(splits), options)
+    options, place = options or IngestOptions(), places.absolute(out)
+    sources = Sources(_path(patches), _path(genes), Path(cases), _path(splits))
     try:
-        with staged_folder(out) as folder:
-            report = _write_store(sources, folder, out, options)
+        with publishing.lock(place) as after_a_kill:
+            before = _before(place, after_a_kill)
+            with Progress(options.progress) as bar, make_work(options.workers, bar.advance) as work:
+                prepared = prepare(sources, before, place, options, work, bar)
+                if on_plan is not None:
+                    on_plan(prepared.plan)
+                return _publish(prepared, place, options, work, bar)
     except (OSError, pa.ArrowException) as error:
-        fix = "check free space and permissions there; nothing was left behind"
-        raise InputError("the store cannot be written", file=out, found=str(error), fix=fix) from error
-    return report
+        fix = "check free space and permissions there; nothing of this ingest was left behind"
+        raise InputError("the store cannot be written", file=place, found=str(error), fix=fix) from error
 
 
 def _path(path: Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _read_sources(
-    patches: Path | None, genes: Path | None, cases: Path, splits: Path | None, options: IngestOptions
-) -> _Sources:
-    """Read the tables, list the patch files, and match them; leave out what has no counterpart."""
-    if patches is None and genes is None:
-        fix = "give a folder of patch features, a gene matrix, or both"
-        raise InputError("nothing to ingest: neither patches nor genes", fix=fix)
-    table = read_case_table(cases)
-    roll = Roll(table, with_slides=patches is not None)
-    split_rows = [] if splits is None else _read_splits(splits, roll)
-    files = None if patches is None else find_patch_files(patches)
-    matrix, unit, notes = None, None, []
-    if genes is not None:
-        matrix = gene_join.read_matrix(genes, list(roll.case_row), options.gene_orientation)
-        notes += gene_join.join(roll, matrix)
-        unit, unit_notes = gene_join.unit_of(matrix, sorted(roll.labels), options.gene_unit)
-        notes += unit_notes
-    if files is not None:
-        patch_ingest.join_files(roll, files)
-    roll.refuse(options.strict)
-    return _Sources(table, roll, files, matrix, unit, split_rows, notes)
+def _before(place: str, after_a_kill: bool) -> Existing | None:
+    if publishing.exists(place):
+        return existing_store.open_existing(place)
+    publishing.refuse_other(place, after_a_kill)
+    return None
 
 
-def _read_splits(path: Path, roll: Roll) -> list[SplitRow]:
-    rows = read_split_table(path)
-    for case_id in sorted({row.case_id for row in rows} - set(roll.case_row)):
-        reason = "the split table names a case that is not in the case table"
-        roll.left_out.append(LeftOut("split entry", case_id, reason, case_id, str(path)))
-    return rows
-
-
-def _write_store(sources: _Sources, folder: Path, out: Path, options: IngestOptions) -> IngestReport:
-    """Write the whole store into `folder` and verify it; the report speaks of `out`."""
-    roll, extra = sources.roll, sources.table.extra
-    writer = tables.TableWriter(folder)
-    constant, varying = tables.constant_by_case(extra, sources.table.case_ids)
-    stored = None
-    if sources.files is not None:
-        stored = patch_ingest.store_patches(
-            roll,
-            sources.files,
-            folder,
-            compression=options.compression,
-            workers=options.workers,
-            strict=options.strict,
-            progress=options.progress,
-        )
-        sources.notes += stored.notes
-        rows = [roll.slide_row[slide_id] for slide_id in stored.slides["slide_id"].to_pylist()]
-        writer.write("slides", tables.with_extra(stored.slides, extra.select(varying), rows))
-    elif varying:
-        sources.notes.append(f"not stored, for they differ within a case and there are no slides: {', '.join(varying)}")
-    writer.write("cases", tables.cases_table(roll.labels, extra.select(constant), roll.case_row))
-    if sources.matrix is not None:
-        writer.write("genes", tables.genes_table(sources.gene_ids))
-        writer.write_expression(sorted(roll.labels), len(sources.gene_ids), sources.matrix.expression)
-    splits = splits_table(_split_rows(sources, options))
-    if splits.num_rows:
-        writer.write("splits", splits)
-    manifest = _manifest(sources, stored, writer, options)
-    report = _report(sources, stored, manifest, splits, out, options)
-    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, default=str)
-    (folder / REPORT_FILE).write_text(text + "\n", encoding="utf-8")
-    (folder / FILE).write_text(manifest.to_json(), encoding="utf-8")
-    check_store(folder).raise_if_bad()
+def _publish(prepared: Prepared, place: str, options: IngestOptions, work: Work, bar: Progress) -> IngestReport:
+    """Write what is new, check it and publish the manifest."""
+    before = prepared.existing
+    if before is None:
+        with publishing.new_store(place) as folder:
+            report, manifest = _write(prepared, folder, place, options, work, bar)
+            _finish(folder, manifest, report)
+        return report
+    if not prepared.is_new:
+        return _nothing_new(prepared, before.store.manifest, place, options)
+    in_use = set(before.store.slides["file"].unique().to_pylist())
+    with publishing.addition(place, before.store.manifest, in_use) as folder:
+        report, manifest = _write(prepared, folder, place, options, work, bar)
+        _finish(folder, manifest, report)
     return report
 
 
-def _split_rows(sources: _Sources, options: IngestOptions) -> list[SplitRow]:
+def _finish(folder: str, manifest: Manifest, report: IngestReport) -> None:
+    filesystem, root = places.resolve(folder)
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
+    name = REPORT_FILE if manifest.revision == 1 else f"ingest_report.r{manifest.revision}.json"
+    places.write_bytes(filesystem, f"{root}/{name}", text.encode())
+    check_store(folder, manifest=manifest).raise_if_bad()
+    places.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
+
+
+def _write(
+    prepared: Prepared, folder: str, place: str, options: IngestOptions, work: Work, bar: Progress
+) -> tuple[IngestReport, Manifest]:
+    """Write part files and tables into `folder`; the report speaks of `place`."""
+    roll, extra, before = prepared.roll, prepared.table.extra, prepared.existing
+    revision = 1 if before is None else before.store.manifest.revision + 1
+    writer = tables.TableWriter(folder, revision)
+    constant, varying = tables.constant_by_case(extra, prepared.table.case_ids)
+    slides = None
+    if prepared.has_slides:
+        names = "patches/part-{:05d}.parquet" if revision == 1 else f"patches/part-r{revision}-{{:05d}}.parquet"
+        written = patch_ingest.write_parts(
+            roll, prepared.to_write, folder, names, compression=options.compression, dtype=options.dtype, work=work,
+            bar=bar,
+        )  # fmt: skip
+        roll.refuse(options.strict)
+        stored = None if before is None else before.store.slides
+        slides = patch_ingest.slides_table(prepared.to_write, written, roll.slides, stored)
+        rows = [roll.slide_row[slide_id] for slide_id in slides["slide_id"].to_pylist()]
+        prepared.notes += patch_ingest._notes(list(prepared.to_write.values()))
+        writer.write("slides", tables.with_extra(slides, extra.select(varying), rows))
+    elif varying:
+        prepared.notes.append(
+            f"not stored, for they differ within a case and there are no slides: {', '.join(varying)}"
+        )
+    writer.write("cases", tables.cases_table(roll.labels, extra.select(constant), roll.case_row))
+    if prepared.matrix is not None:
+        writer.write("genes", tables.genes_table(prepared.gene_ids))
+        writer.write_expression(sorted(roll.labels), len(prepared.gene_ids), prepared.matrix.expression)
+    splits = splits_table(_split_rows(prepared, options))
+    if splits.num_rows:
+        writer.write("splits", splits)
+    kept_files = {slide_id: path for slide_id, path in prepared.files_read.items() if slide_id in roll.slides}
+    kept_rows = () if before is None else before.store.table("sources").to_pylist()
+    writer.write("sources", sources_table(kept_files, prepared.tables_read, kept_rows))
+    manifest = _manifest(prepared, slides, writer, revision, options)
+    return _report(prepared, manifest, splits, place, options), manifest
+
+
+def _split_rows(prepared: Prepared, options: IngestOptions) -> list[SplitRow]:
     """The imported rows of the cases kept, and the scheme `kfold` unless the user brought one of that name."""
-    rows = [row for row in sources.split_rows if row.case_id in sources.roll.labels]
-    check_rows(rows, sources.table.path)
-    if not any(row.scheme == KFOLD for row in rows):
-        made, notes = kfold_rows(sources.roll.labels, options.folds, options.split_seed)
+    labels = prepared.roll.labels
+    rows = [row for row in prepared.split_rows if row.case_id in labels]
+    check_rows(rows, prepared.table.path)
+    if prepared.existing is not None:
+        rows, notes = existing_store.with_stored_folds(rows, prepared.existing, labels, options.split_seed)
+        prepared.notes += notes
+    elif not any(row.scheme == KFOLD for row in rows):
+        made, notes = kfold_rows(labels, options.folds, options.split_seed)
         rows += made
-        sources.notes += notes
+        prepared.notes += notes
     return rows
 
 
 def _manifest(
-    sources: _Sources, stored: patch_ingest.StoredPatches | None, writer: tables.TableWriter, options: IngestOptions
+    prepared: Prepared, slides: pa.Table | None, writer: tables.TableWriter, revision: int, options: IngestOptions
 ) -> Manifest:
-    genes, labels = sources.gene_ids, sources.roll.labels
-    dim, encoder = (None, None) if stored is None else (stored.dim, stored.encoder)
-    known = [] if stored is None else stored.slides["has_coords"].to_pylist()
+    genes, labels = prepared.gene_ids, prepared.roll.labels
+    known = [] if slides is None else slides["has_coords"].to_pylist()
+    dim = prepared.dim
+    encoder, magnification, patch_size, overlap = (
+        None if slides is None else patch_ingest.common(slides, name)
+        for name in ("encoder", "magnification", "patch_size", "overlap")
+    )
+    contents = {name: value for name, value in writer.contents.items() if name != "sources"}
+    before = prepared.existing
     return Manifest(
         format=FORMAT,
         version=LAYOUT_VERSION,
         created_by=_program(),
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         dim=dim,
-        dtype="float16",
+        dtype=options.dtype,
         row_group_rows=ROW_GROUP_ROWS,
         compression=options.compression,
         patch_order="source",
+        revision=revision,
         encoder=encoder,
-        coordinates=None if stored is None else "all" if all(known) else "some" if any(known) else "none",
+        magnification=magnification,
+        patch_size=patch_size,
+        overlap=overlap,
+        coordinates=None if slides is None else "all" if all(known) else "some" if any(known) else "none",
         num_cases=len(labels),
         num_slides=len(known),
-        num_patches=0 if stored is None else sum(stored.slides["n_patches"].to_pylist()),
+        num_patches=0 if slides is None else sum(slides["n_patches"].to_pylist()),
         num_genes=len(genes),
-        gene_unit=sources.gene_unit,
+        gene_unit=prepared.gene_unit,
         gene_list_sha256=gene_list_sha256(genes) if genes else None,
         classes=tuple(sorted(set(labels.values()))),
+        files=writer.names,
         tables=writer.files,
         schema_versions={name: table_schema(name).version for name in TABLES},
+        superseded=() if before is None else tuple(sorted(before.store.manifest.tables)),
+        members={},
         fingerprint=store_fingerprint(
-            writer.contents, dim=dim, dtype="float16", encoder=encoder, gene_unit=sources.gene_unit
+            contents, dim=dim, dtype=options.dtype, encoder=encoder, gene_unit=prepared.gene_unit
         ),
     )
 
 
 def _report(
-    sources: _Sources,
-    stored: patch_ingest.StoredPatches | None,
-    manifest: Manifest,
-    splits: pa.Table,
-    out: Path,
-    options: IngestOptions,
+    prepared: Prepared, manifest: Manifest, splits: pa.Table, place: str, options: IngestOptions
 ) -> IngestReport:
-    roll = sources.roll
+    roll = prepared.roll
     counts = Counter(roll.labels.values())
-    files = {} if sources.files is None else sources.files.by_slide
     return IngestReport(
-        store=str(out),
+        store=place,
         manifest=manifest,
+        coverage=prepared.plan.coverage,
+        added=prepared.plan.added,
         class_counts={label: counts[label] for label in sorted(counts)},
         split_schemes=schemes_of(splits),
         left_out=tuple(roll.left_out),
-        notes=tuple(sources.notes),
+        notes=tuple(prepared.notes),
         options=dataclasses.asdict(options),
-        kept=kept_of(roll, files, sources.matrix),
+        kept=kept_of(roll, prepared.files_read, prepared.matrix),
     )
+
+
+def _nothing_new(prepared: Prepared, manifest: Manifest, place: str, options: IngestOptions) -> IngestReport:
+    """The report of an ingest that finds everything stored already; the store is not touched."""
+    assert prepared.existing is not None
+    prepared.notes.append("nothing is new: the store is as it was")
+    return _report(prepared, manifest, prepared.existing.store.table("splits"), place, options)
 
 
 def _program() -> str:

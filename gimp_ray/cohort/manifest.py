@@ -38,7 +38,11 @@ class Manifest:
     row_group_rows: int
     compression: str
     patch_order: str
+    revision: int
     encoder: str | None
+    magnification: float | None
+    patch_size: int | None
+    overlap: int | None
     coordinates: str | None
     num_cases: int
     num_slides: int
@@ -47,8 +51,11 @@ class Manifest:
     gene_unit: str | None
     gene_list_sha256: str | None
     classes: tuple[str, ...]
+    files: dict[str, str]
     tables: dict[str, str]
     schema_versions: dict[str, int]
+    superseded: tuple[str, ...]
+    members: dict[str, str]
     fingerprint: str
 
     def to_json(self) -> str:
@@ -91,7 +98,7 @@ def parse_manifest(text: str, path: str) -> Manifest:
             found=f"version {document.get('version')}",
             fix="ingest the sources again with this version of gimp-ray, or open the store with the one that wrote it",
         )
-    row = {**document, "tables": _pairs(document, "tables"), "schema_versions": _pairs(document, "schema_versions")}
+    row = {**document, **{name: _pairs(document, name) for name in ("files", "tables", "schema_versions", "members")}}
     try:
         # Arrow is a strict judge of types and nulls, and the schema file stays the one source of truth
         table = pa.Table.from_pylist([row], schema=table_schema("manifest").arrow())
@@ -102,7 +109,7 @@ def parse_manifest(text: str, path: str) -> Manifest:
         known = {field.name: document[field.name] for field in dataclasses.fields(Manifest)}
     except (pa.ArrowException, TypeError, ValueError, KeyError) as error:
         raise _damaged(path, "the fields of storage_schemas/manifest.json", str(error)) from error
-    return Manifest(**{**known, "classes": tuple(known["classes"])})
+    return Manifest(**{**known, "classes": tuple(known["classes"]), "superseded": tuple(known["superseded"])})
 
 
 def content_sha256(table: pa.Table) -> str:

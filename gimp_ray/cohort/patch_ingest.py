@@ -1,41 +1,32 @@
-"""The patches' part of an ingest: match slides with files, look at them, write the part files, make slides.parquet.
+"""The patches' part of an ingest: match slides with files, look at them, write part files, make slides.parquet.
 
 Left out: what one task does (`patch_tasks.py`) and how tasks are spread over processes (`work.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from gimp_ray.cohort import patch_tasks
 from gimp_ray.cohort.discover import PatchFiles
+from gimp_ray.cohort.manifest import Manifest
 from gimp_ray.cohort.progress import Progress
-from gimp_ray.cohort.readers import PatchSource
+from gimp_ray.cohort.readers import PATCH_READERS, PatchSource
 from gimp_ray.cohort.roll import LeftOut, Roll
 from gimp_ray.cohort.schema import table_schema
-from gimp_ray.cohort.work import WorkPool
+from gimp_ray.cohort.work import Work
 from gimp_ray.errors import InputError
-
-
-@dataclass(frozen=True)
-class StoredPatches:
-    """The slides as stored (slides.parquet without extra columns), the width, and what the report should say."""
-
-    slides: pa.Table
-    dim: int
-    encoder: str | None
-    notes: tuple[str, ...]
 
 
 def join_files(roll: Roll, files: PatchFiles) -> None:
     """Leave out slides without a file, and files without a slide."""
     for slide_id in sorted(set(roll.slides) - set(files.by_slide)):
         fix = "extract its features, or remove its row"
-        what, expected = "the slide has no patch file", f"a file named {slide_id}.h5 or {slide_id}.pt"
+        what, expected = "the slide has no patch file", _expected_file(slide_id)
         error = InputError(what, file=files.folder, case=slide_id, expected=expected, found="no such file", fix=fix)
         roll.leave_out_slide(slide_id, error)
     for slide_id in sorted(set(files.by_slide) - set(roll.slide_row)):
@@ -45,60 +36,99 @@ def join_files(roll: Roll, files: PatchFiles) -> None:
     for path, used in sorted(files.shadowed.items()):
         reason = f"the slide is read from {used.parent.name}/{used.name}"
         roll.left_out.append(LeftOut("patch file", path.name, reason, file=str(path), counts=False))
-    for path in files.other:
-        roll.left_out.append(LeftOut("patch file", path.name, "not a patch file", file=str(path), counts=False))
+    for path, what in sorted(files.other.items()):
+        kind = "folder" if path.is_dir() else "patch file"
+        roll.left_out.append(LeftOut(kind, path.name, what, file=str(path), counts=False))
 
 
-def store_patches(
-    roll: Roll, files: PatchFiles, folder: Path, *, compression: str, workers: int, strict: bool, progress: bool
-) -> StoredPatches:
-    """Write the part files of all slides still on the roll into `folder/patches`.
+def look_at(
+    files: Mapping[str, Path], names: Sequence[str], work: Work, bar: Progress
+) -> dict[str, PatchSource | InputError]:
+    """The headers of the slides' files, or why one cannot be used."""
+    bar.start("looking at slides", len(names))
+    looked = work.map(patch_tasks.inspect, patch_tasks.inspect_tasks(files, names))
+    return dict(zip(names, (item for part in looked for item in part), strict=True))
 
-    Raises:
-        InputError: several widths or encoders, nothing left, or something to be left out when `strict`.
-    """
-    (folder / "patches").mkdir()
-    with Progress(progress) as bar, WorkPool(workers, bar.advance) as pool:
-        sources = _look_at(roll, files, pool, bar)
-        _refuse_mixture(list(sources.values()))
-        roll.refuse(strict)
-        bar.start("writing patches", sum(source.n_patches for source in sources.values()))
-        tasks = patch_tasks.part_tasks(list(sources.values()), folder, compression)
-        results = pool.map(patch_tasks.write_part, tasks)
+
+def write_parts(
+    roll: Roll,
+    sources: Mapping[str, PatchSource],
+    place: str,
+    names: str,
+    *,
+    compression: str,
+    dtype: str,
+    work: Work,
+    bar: Progress,
+) -> list[patch_tasks.PartResult]:
+    """Write the part files of the slides still on the roll; slides found bad on the way are left out of it."""
+    wanted = [source for slide_id, source in sorted(sources.items()) if slide_id in roll.slides]
+    bar.start("writing patches", sum(source.n_patches for source in wanted))
+    results = work.map(patch_tasks.write_part, patch_tasks.part_tasks(wanted, place, names, compression, dtype))
     for result in results:
         for slide_id, error in sorted(result.faults.items()):
             roll.leave_out_slide(slide_id, error)
-    roll.refuse(strict)
-    kept = [sources[slide_id] for slide_id in sorted(roll.slides)]
-    encoder = next((s.attributes.encoder for s in kept if s.attributes.encoder is not None), None)
-    return StoredPatches(_slides_table(sources, results, roll.slides), kept[0].dim, encoder, tuple(_notes(kept)))
+    return results
 
 
-def _look_at(roll: Roll, files: PatchFiles, pool: WorkPool, bar: Progress) -> dict[str, PatchSource]:
-    """The sources of the slides on the roll, sorted by slide; those that cannot be used are left out."""
-    names = sorted(roll.slides)
-    bar.start("looking at slides", len(names))
-    looked = pool.map(patch_tasks.inspect, patch_tasks.inspect_tasks(files.by_slide, names))
-    sources = {}
-    for slide_id, source in zip(names, (item for part in looked for item in part), strict=True):
-        if isinstance(source, PatchSource):
-            sources[slide_id] = source
-        else:
-            roll.leave_out_slide(slide_id, source)
-    return sources
+def slides_table(
+    sources: Mapping[str, PatchSource],
+    results: Sequence[patch_tasks.PartResult],
+    case_of: Mapping[str, str],
+    stored: pa.Table | None,
+) -> pa.Table:
+    """slides.parquet without extra columns: what was written and what was stored before, sorted by slide."""
+    schema = table_schema("slides").arrow()
+    written = _slides_table(sources, results, case_of)
+    if stored is not None:
+        written = pa.concat_tables([written, stored.select(schema.names).cast(schema)])
+    return written.sort_by("slide_id").combine_chunks()
+
+
+def common(slides: pa.Table, column: str) -> Any:
+    """The one value of a column, None where no slide has one."""
+    if column not in slides.column_names:
+        return None
+    values = [value for value in slides[column].unique().to_pylist() if value is not None]
+    return values[0] if values else None
+
+
+def refuse_mixture(sources: Sequence[PatchSource], manifest: Manifest | None) -> None:
+    """Refuse slides that do not go together: among themselves, or with those the store of `manifest` has."""
+    _refuse_mixture(sources)
+    for source in sources if manifest is not None else ():
+        for name in ("dim", "encoder", "magnification", "patch_size", "overlap"):
+            has = getattr(manifest, name)
+            found = source.dim if name == "dim" else getattr(source.attributes, name, None)
+            if None not in (has, found) and has != found:
+                raise InputError(
+                    f"the new slides have another {name} than the store",
+                    file=source.path,
+                    case=source.slide_id,
+                    expected=f"{name} {has}",
+                    found=f"{name} {found}",
+                    fix="make a store of its own for them",
+                )
 
 
 def _refuse_mixture(sources: Sequence[PatchSource]) -> None:
-    """Refuse slides of several widths or encoders: their embeddings do not mean the same."""
-    widths: dict[str, PatchSource] = {}
-    encoders: dict[str, PatchSource] = {}
-    for source in sources:
-        widths.setdefault(str(source.dim), source)
-        if source.attributes.encoder is not None:
-            encoders.setdefault(source.attributes.encoder, source)
-    for what, kinds, expected in (
-        ("the slides' embeddings have several widths", widths, "one width in a cohort"),
-        ("the slides were embedded by several encoders", encoders, "one encoder in a cohort"),
+    """Refuse slides whose embeddings do not mean the same: of several widths, encoders, magnifications and the like.
+
+    A patch size means something at a magnification. CLAM's, at a pyramid level, may differ between slides scanned at
+    20x and 40x whose patches show as much tissue, so it is noted only.
+    """
+    scaled = [source for source in sources if source.attributes.magnification is not None]
+    encoder = "extract all slides with one encoder, or ingest one cohort an encoder"
+    scale = "ingest one cohort a magnification, and one a patch size and overlap"
+    tool = "ingest one cohort a tool"
+    for what, expected, kinds, fix in (
+        ("the slides' embeddings have several widths", "one width", _kinds(sources, _width), encoder),
+        ("the slides were embedded by several encoders", "one encoder", _kinds(sources, _encoder), encoder),
+        ("some slides have patches, some one vector of the slide", "one of the two", _kinds(sources, _level), tool),
+        ("the slides were read at several magnifications", "one magnification", _kinds(scaled, _magnification), scale),
+        ("the slides' patches have several sizes", "one patch size", _kinds(scaled, _patch_size), scale),
+        ("the slides' patches overlap differently", "one overlap", _kinds(sources, _overlap), scale),
+        ("the slides' coordinates have several units", "one unit", _kinds(sources, _coord_unit), tool),
     ):
         if len(kinds) > 1:
             odd = list(kinds.values())[1]
@@ -106,10 +136,55 @@ def _refuse_mixture(sources: Sequence[PatchSource]) -> None:
                 what,
                 file=odd.path,
                 case=odd.slide_id,
-                expected=expected,
+                expected=f"{expected} in a cohort",
                 found="; ".join(f"{kind}: {source.path.name}" for kind, source in kinds.items()),
-                fix="extract all slides with one encoder, or ingest one cohort an encoder",
+                fix=fix,
             )
+
+
+def _kinds(sources: Sequence[PatchSource], kind_of: Callable[[PatchSource], str | None]) -> dict[str, PatchSource]:
+    """The first slide of each kind; a slide that does not say its kind is of none."""
+    kinds: dict[str, PatchSource] = {}
+    for source in sources:
+        kind = kind_of(source)
+        if kind is not None:
+            kinds.setdefault(kind, source)
+    return kinds
+
+
+def _width(source: PatchSource) -> str:
+    return str(source.dim)
+
+
+def _encoder(source: PatchSource) -> str | None:
+    return source.attributes.encoder
+
+
+def _level(source: PatchSource) -> str:
+    return "one vector" if source.slide_level else "patches"
+
+
+def _magnification(source: PatchSource) -> str:
+    return f"{source.attributes.magnification:g}x"
+
+
+def _patch_size(source: PatchSource) -> str | None:
+    size = source.attributes.patch_size
+    return None if size is None else f"{size} px"
+
+
+def _overlap(source: PatchSource) -> str | None:
+    overlap = source.attributes.overlap
+    return None if overlap is None else f"{overlap} px"
+
+
+def _coord_unit(source: PatchSource) -> str | None:
+    return source.attributes.coord_unit
+
+
+def _expected_file(slide_id: str) -> str:
+    first, *more = PATCH_READERS
+    return f"a file named {slide_id}{first} (or with the ending {', '.join(more)})"
 
 
 def _slides_table(
@@ -138,6 +213,7 @@ def _slides_table(
                     "patch_level": attributes.patch_level,
                     "patch_size_level0": attributes.patch_size_level0,
                     "magnification": attributes.magnification,
+                    "overlap": attributes.overlap,
                     "level0_width": attributes.level0_width,
                     "level0_height": attributes.level0_height,
                     "encoder": attributes.encoder,
@@ -153,8 +229,10 @@ def _notes(sources: Sequence[PatchSource]) -> list[str]:
     without = sum(not source.has_coords for source in sources)
     if without:
         notes.append(f"{without} of {len(sources)} slides have no coordinates; theirs are stored as -1")
-    for name in ("magnification", "patch_size", "coord_unit"):
-        values = sorted({str(v) for s in sources if (v := getattr(s.attributes, name)) is not None})
-        if len(values) > 1:
-            notes.append(f"the slides differ in {name}: {', '.join(values)}")
+    vectors = sum(source.slide_level for source in sources)
+    if vectors:
+        notes.append(f"{vectors} of {len(sources)} slides are one vector of the slide each: a bag of one patch")
+    sizes = sorted({str(size) for source in sources if (size := source.attributes.patch_size) is not None})
+    if len(sizes) > 1:
+        notes.append(f"the slides differ in patch_size: {', '.join(sizes)}")
     return notes

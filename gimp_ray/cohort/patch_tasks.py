@@ -11,17 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from pyarrow import fs as pafs
-
+from gimp_ray import places
 from gimp_ray.cohort.convert import stored_chunks
-from gimp_ray.cohort.parts import Chunk, PartReader, PartWriter, SlideHash, SlideRecord, embeddings_of, row_groups
+from gimp_ray.cohort.dtypes import width
+from gimp_ray.cohort.parts import Chunk, PartReader, PartWriter, SlideHash, SlideRecord
 from gimp_ray.cohort.readers import PatchSource, inspect_patches
 from gimp_ray.cohort.work import tick
 from gimp_ray.errors import InputError
 
+# a part file is closed from the smallest size on when the next slide would take it beyond the target; only a slide
+# that is larger alone makes a larger one, for no slide is in two files
+SMALLEST_PART_BYTES = 128 << 20
 PART_BYTES = 256 << 20
-_SMALLEST_PART_BYTES = 32 << 20
+LARGEST_PART_BYTES = 512 << 20
 _PARTS_WANTED = 16
 
 
@@ -34,12 +36,13 @@ class InspectTask:
 
 @dataclass(frozen=True)
 class PartTask:
-    """A part file to write."""
+    """A part file to write: `name` below the place `folder`, a path or URI."""
 
-    folder: Path
+    folder: str
     name: str
     sources: tuple[PatchSource, ...]
     compression: str
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,34 @@ def inspect_tasks(files: Mapping[str, Path], slides: Sequence[str], size: int = 
     return [InspectTask(tuple(pairs[i : i + size])) for i in range(0, len(pairs), size)]
 
 
-def part_tasks(sources: Sequence[PatchSource], folder: Path, compression: str) -> list[PartTask]:
-    """Pack slides, in order, into part files of about 256 MB; a small cohort gets smaller ones, to be parallel."""
-    total = sum(_stored_bytes(source) for source in sources)
-    target = min(PART_BYTES, max(_SMALLEST_PART_BYTES, total // _PARTS_WANTED))
-    packs: list[list[PatchSource]] = []
-    filled = target
-    for source in sources:
-        if filled + _stored_bytes(source) > target:
-            packs.append([])
-            filled = 0
-        packs[-1].append(source)
-        filled += _stored_bytes(source)
-    return [PartTask(folder, f"patches/part-{i:05d}.parquet", tuple(pack), compression) for i, pack in enumerate(packs)]
+def part_tasks(sources: Sequence[PatchSource], folder: str, names: str, compression: str, dtype: str) -> list[PartTask]:
+    """Pack slides, in order, into part files of 128 to 512 MB, about 256 as a rule; `names` has a place for a number.
+
+    A smaller cohort is one smaller file; one of a few GB gets files of 128 MB, to be written in parallel.
+    """
+    sizes = [_stored_bytes(source, dtype) for source in sources]
+    packs = pack(sizes, min(PART_BYTES, max(SMALLEST_PART_BYTES, sum(sizes) // _PARTS_WANTED)))
+    return [
+        PartTask(folder, names.format(i), tuple(sources[j] for j in pack_), compression, dtype)
+        for i, pack_ in enumerate(packs)
+    ]
+
+
+def pack(sizes: Sequence[int], target: int) -> list[range]:
+    """Cut a row of sizes into runs of the smallest part size at least and about `target`, as far as that goes."""
+    runs: list[range] = []
+    start, filled = 0, 0
+    for i, size in enumerate(sizes):
+        if filled and filled + size > (target if filled >= SMALLEST_PART_BYTES else LARGEST_PART_BYTES):
+            runs.append(range(start, i))
+            start, filled = i, 0
+        filled += size
+    if not sizes:
+        return []
+    last = range(start, len(sizes))
+    if runs and filled < SMALLEST_PART_BYTES and sum(sizes[runs[-1].start :]) <= LARGEST_PART_BYTES:
+        last = range(runs.pop().start, len(sizes))
+    return [*runs, last]
 
 
 def write_part(task: PartTask) -> PartResult:
@@ -92,51 +110,42 @@ def write_part(task: PartTask) -> PartResult:
         # all else that is wrong in this part file is found before it is written again
         for source in task.sources:
             if source.slide_id not in faults:
-                _scan(source, faults)
+                _scan(source, task.dtype, faults)
         records = _write(task, faults)
-    path = task.folder / task.name
     if records:
         _verify(task, records)
     else:
-        path.unlink(missing_ok=True)
+        filesystem, root = places.resolve(task.folder)
+        filesystem.delete_file(f"{root}/{task.name}")
     return PartResult(task.name, tuple(records), faults)
-
-
-def stored_slide_sha256(reader: PartReader, name: str, first: int, n_patches: int, dim: int) -> tuple[str, int]:
-    """The hash of a slide as it is stored, and how many patches its row groups really hold."""
-    groups = range(first, first + row_groups(n_patches))
-    columns = [reader.batches(name, groups, column) for column in ("embedding", "x", "y")]
-    digest, found = SlideHash(), 0
-    for embedding, x, y in zip(*columns, strict=True):
-        digest.update(embeddings_of(embedding, dim), np.stack([x.to_numpy(), y.to_numpy()], axis=1))
-        found += len(embedding)
-    return digest.hexdigest(), found
 
 
 def _write(task: PartTask, faults: dict[str, InputError]) -> list[SlideRecord] | None:
     """Write the slides without a fault; at a new fault note it and return None: the file is then no good."""
     records = []
-    with PartWriter(str(task.folder / task.name), task.sources[0].dim, task.compression) as writer:
+    filesystem, root = places.resolve(task.folder)
+    path = f"{root}/{task.name}"
+    with PartWriter(path, task.sources[0].dim, task.compression, task.dtype, filesystem) as writer:
         for source in task.sources:
             if source.slide_id in faults:
                 continue
             try:
-                records.append(writer.add_slide(source.slide_id, _ticking(source)))
+                records.append(writer.add_slide(source.slide_id, _ticking(source, task.dtype)))
             except InputError as error:
                 faults[source.slide_id] = error
                 return None
     return records
 
 
-def _ticking(source: PatchSource) -> Iterator[Chunk]:
-    for chunk in stored_chunks(source):
+def _ticking(source: PatchSource, dtype: str) -> Iterator[Chunk]:
+    for chunk in stored_chunks(source, dtype):
         yield chunk
         tick(len(chunk[0]))
 
 
-def _scan(source: PatchSource, faults: dict[str, InputError]) -> None:
+def _scan(source: PatchSource, dtype: str, faults: dict[str, InputError]) -> None:
     try:
-        for _ in stored_chunks(source):
+        for _ in stored_chunks(source, dtype):
             tick(0)
     except InputError as error:
         faults[source.slide_id] = error
@@ -144,21 +153,24 @@ def _scan(source: PatchSource, faults: dict[str, InputError]) -> None:
 
 def _verify(task: PartTask, records: Sequence[SlideRecord]) -> None:
     """Read a part file back and compare it with what was to be written."""
-    reader = PartReader(pafs.LocalFileSystem(), str(task.folder))
+    reader = PartReader(*places.resolve(task.folder))
     dim = task.sources[0].dim
     for record in records:
-        digest, found = stored_slide_sha256(reader, task.name, record.first_row_group, record.n_patches, dim)
-        if digest != record.sha256 or found != record.n_patches:
+        digest, found = SlideHash(), 0
+        for chunk in reader.chunks(task.name, record.first_row_group, record.n_patches, dim, task.dtype):
+            digest.update(*chunk)
+            found += len(chunk[0])
+        if digest.hexdigest() != record.sha256 or found != record.n_patches:
             raise InputError(
                 "a part file does not hold what was written to it",
-                file=task.folder / task.name,
+                file=f"{task.folder}/{task.name}",
                 case=record.slide_id,
                 expected=f"{record.n_patches} patches, sha256 {record.sha256}",
-                found=f"{found} patches, sha256 {digest}",
+                found=f"{found} patches, sha256 {digest.hexdigest()}",
                 fix="check the disk, and ingest again",
             )
         tick(0)
 
 
-def _stored_bytes(source: PatchSource) -> int:
-    return source.n_patches * (2 * source.dim + 8)
+def _stored_bytes(source: PatchSource, dtype: str) -> int:
+    return source.n_patches * (width(source.dim, dtype) + 8)

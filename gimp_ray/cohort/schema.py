@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-TABLES = ("manifest", "cases", "slides", "patches", "genes", "expression", "splits")
+TABLES = ("manifest", "cases", "slides", "patches", "genes", "expression", "splits", "sources")
 ROW_GROUP_ROWS = 512
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 _PLAIN_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -28,12 +28,12 @@ _PLAIN_TYPES: dict[str, pa.DataType] = {
     "map<string, string>": pa.map_(pa.string(), pa.string()),
     "map<string, int32>": pa.map_(pa.string(), pa.int32()),
 }
-_SIZED_BINARY = re.compile(r"fixed_size_binary\[(\d+)\*(\w+)\]")
+_SIZED_BINARY = re.compile(r"fixed_size_binary\[(?:(\d+)\*)?([a-z_]\w*)\]")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a stored table; `type` is Arrow's name, sizes may be symbolic (`fixed_size_binary[2*dim]`)."""
+    """One column of a stored table; `type` is Arrow's name, with sizes by name (`fixed_size_binary[4*num_genes]`)."""
 
     name: str
     type: str
@@ -55,7 +55,7 @@ class TableSchema:
     columns: tuple[Column, ...]
 
     def arrow(self, **sizes: int) -> pa.Schema:
-        """The Arrow schema; `sizes` gives the symbolic sizes, such as `dim=1024`."""
+        """The Arrow schema; `sizes` gives the symbolic sizes, such as `num_genes=2000`."""
         return pa.schema([pa.field(c.name, arrow_type(c.type, **sizes), nullable=c.nullable) for c in self.columns])
 
     def markdown(self) -> str:
@@ -125,4 +125,4 @@ def arrow_type(name: str, **sizes: int) -> pa.DataType:
     match = _SIZED_BINARY.fullmatch(name)
     if match is None:
         raise ValueError(f"storage_schemas names an unknown type: {name}")
-    return pa.binary(int(match[1]) * sizes[match[2]])
+    return pa.binary(int(match[1] or 1) * sizes[match[2]])

@@ -10,9 +10,8 @@ from __future__ import annotations
 import bisect
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from gimp_ray import places
+from gimp_ray.cohort.dtypes import STORED, decode, value_dtype, width
 from gimp_ray.cohort.expression import ExpressionReader
 from gimp_ray.cohort.manifest import Manifest, read_manifest
-from gimp_ray.cohort.parts import PartReader, embeddings_of
-from gimp_ray.cohort.schema import ROW_GROUP_ROWS, table_schema
+from gimp_ray.cohort.parts import PartReader
+from gimp_ray.cohort.schema import table_schema
 from gimp_ray.cohort.splits import Split, schemes_of, split_of
 from gimp_ray.errors import InputError
 
@@ -46,24 +47,31 @@ class _Index:
 class CohortStore:
     """A cohort on disk or in object storage, opened with `CohortStore.open(path)`."""
 
-    def __init__(self, path: str, expected_fingerprint: str | None = None) -> None:
-        self._path = path
+    def __init__(
+        self, path: str, expected_fingerprint: str | None = None, filesystem: pafs.FileSystem | None = None
+    ) -> None:
+        self._path, self._given_filesystem = path, filesystem
         self._expected_fingerprint = expected_fingerprint
-        self._filesystem, self._root = resolve(path)
+        self._filesystem, self._root = places.resolve(path) if filesystem is None else (filesystem, path.rstrip("/"))
         self._parts = PartReader(self._filesystem, self._root)
         self._lock = threading.RLock()
         self._loaded: _Index | None = None
-        self._expression = ExpressionReader(self._filesystem, self._root)
+        self._expression_reader: ExpressionReader | None = None
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> CohortStore:
-        """Open the store at `path` (a local path or a URI such as `s3://bucket/store`).
+    def open(cls, path: str | os.PathLike[str], filesystem: Any = None) -> CohortStore:
+        """Open the store at `path`.
+
+        Args:
+            path: a local path, or a URI: `s3://bucket/store`, `gs://...`, or any protocol fsspec knows.
+            filesystem: a pyarrow or fsspec file system on which `path` is, where a URI cannot say it.
 
         Raises:
             InputError: there is no store, its layout is of another version, or a table is damaged.
         """
-        text = os.fspath(path)
-        store = cls(text if "://" in text else str(Path(text).absolute()))
+        if filesystem is not None and not isinstance(filesystem, pafs.FileSystem):
+            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
+        store = cls(places.absolute(path) if filesystem is None else os.fspath(path), filesystem=filesystem)
         _ = store._index
         return store
 
@@ -72,7 +80,7 @@ class CohortStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # files are opened again, when first used, where the pickle arrives
-        return (CohortStore, (self._path, self.fingerprint))
+        return (CohortStore, (self._path, self.fingerprint, self._given_filesystem))
 
     @property
     def path(self) -> str:
@@ -105,6 +113,11 @@ class CohortStore:
         return self.manifest.dim
 
     @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """Type windows and bags come in: float16, or float32 where the store keeps float32 or bfloat16."""
+        return value_dtype(self.manifest.dtype)
+
+    @property
     def gene_ids(self) -> list[str]:
         """The genes in the order of the expression values; empty in a store without genes."""
         return list(self._index.gene_ids)
@@ -131,30 +144,32 @@ class CohortStore:
             slide_id: a slide of the store.
             start: first patch, from 0.
             length: number of patches, at least 1.
-            out: a (length, D) float16 array to fill and return, such as a view of pinned memory.
+            out: a (length, D) array of `value_dtype` to fill and return, such as a view of pinned memory.
 
         Returns:
-            (length, D) float16.
+            (length, D) of `value_dtype`.
 
         Raises:
             InputError: unknown slide, a window that reaches beyond the slide, a misfit `out`, a damaged file.
         """
         row = self._slide_row(slide_id)
         self._check_window(row, slide_id, start, length)
-        dim = self.dim or 0
+        dim, dtype = self.dim or 0, self.manifest.dtype
         if out is None:
-            out = np.empty((length, dim), dtype=np.float16)
-        elif out.shape != (length, dim) or out.dtype != np.float16:
-            found = f"{out.shape} {out.dtype}"
-            raise InputError("`out` does not fit the window", expected=f"({length}, {dim}) float16", found=found)
-        done = 0
-        for array, skip, take in self._pieces(row, start, length, "embedding"):
-            out[done : done + take] = embeddings_of(array, dim)[skip : skip + take]
-            done += take
+            out = np.empty((length, dim), dtype=self.value_dtype)
+        elif out.shape != (length, dim) or out.dtype != self.value_dtype:
+            expected, found = f"({length}, {dim}) {self.value_dtype}", f"{out.shape} {out.dtype}"
+            raise InputError("`out` does not fit the window", expected=expected, found=found)
+        if dtype != "bfloat16" and out.flags.c_contiguous:
+            self._fill(row, start, out.view(np.uint8).reshape(length, -1), "embedding")
+            return out
+        packed = np.empty((length, width(dim, dtype)), dtype=np.uint8)
+        self._fill(row, start, packed, "embedding")
+        decode(packed.view(STORED[dtype]), dtype, out)
         return out
 
     def read_bag(self, slide_id: str) -> np.ndarray:
-        """All embeddings of a slide: (N, D) float16 in stored order."""
+        """All embeddings of a slide: (N, D) of `value_dtype` in stored order."""
         return self.read_window(slide_id, 0, int(self._index.n_patches[self._slide_row(slide_id)]))
 
     def read_coords(self, slide_id: str, start: int = 0, length: int | None = None) -> np.ndarray:
@@ -167,10 +182,9 @@ class CohortStore:
         self._check_window(row, slide_id, start, length)
         coords = np.empty((length, 2), dtype=np.int32)
         for axis, column in enumerate(("x", "y")):
-            done = 0
-            for array, skip, take in self._pieces(row, start, length, column):
-                coords[done : done + take, axis] = array.to_numpy(zero_copy_only=False)[skip : skip + take]
-                done += take
+            packed = np.empty((length, 4), dtype=np.uint8)
+            self._fill(row, start, packed, column)
+            coords[:, axis] = packed.view("<i4")[:, 0]
         return coords
 
     def read_genes(self, case_ids: Sequence[str]) -> np.ndarray:
@@ -183,7 +197,7 @@ class CohortStore:
             fix = "ingest the cohort with a gene matrix"
             raise InputError("the store has no gene expression", file=self._path, fix=fix)
         rows = [self._case_row(case_id) for case_id in case_ids]
-        return self._expression.read(case_ids, rows, self.num_genes)
+        return self._expression().read(case_ids, rows, self.num_genes)
 
     def split(self, scheme: str, fold: int) -> Split:
         """The case ids of a fold, checked: known cases, and no patient in two parts.
@@ -195,6 +209,10 @@ class CohortStore:
         return split_of(
             index.splits, scheme, fold, set(index.case_column.to_pylist()), file=f"{self._path}/splits.parquet"
         )
+
+    def table(self, name: str) -> pa.Table:
+        """A small table of the store as it is stored, such as `splits` or `sources`; without rows where it has none."""
+        return self._table(name, self.manifest)
 
     @property
     def _index(self) -> _Index:
@@ -234,35 +252,35 @@ class CohortStore:
     def _table(self, name: str, manifest: Manifest) -> pa.Table:
         """A small table; one without rows where the store has no such table."""
         schema = table_schema(name)
-        if schema.stored_as not in manifest.tables:
+        file = manifest.files.get(name)
+        if file is None:
             return schema.arrow().empty_table()
-        path = f"{self._root}/{schema.stored_as}"
+        path = f"{self._root}/{file}"
         try:
             table = pq.read_table(path, filesystem=self._filesystem, partitioning=None)
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(schema.stored_as, "a readable Parquet table", str(error)) from error
+            raise self._damaged(file, "a readable Parquet table", str(error)) from error
         problems = schema.differences(table.schema)
         if problems:
-            raise self._damaged(schema.stored_as, f"the columns of storage_schemas/{name}.json", "; ".join(problems))
+            raise self._damaged(file, f"the columns of storage_schemas/{name}.json", "; ".join(problems))
         return table
 
-    def _pieces(self, row: int, start: int, length: int, column: str) -> Iterator[tuple[pa.Array, int, int]]:
-        """(Arrow array, rows to skip, rows to take) for each row group of a window, in order."""
+    def _fill(self, row: int, start: int, out: np.ndarray, column: str) -> None:
+        """Fill `out` (n, bytes) with the stored bytes of the slide's patches from `start` on."""
         index = self._index
-        first = int(index.first_row_group[row])
-        groups = range(first + start // ROW_GROUP_ROWS, first + (start + length - 1) // ROW_GROUP_ROWS + 1)
-        name = index.slides["file"][row].as_py()
-        skip, left = start % ROW_GROUP_ROWS, length
-        for array in self._parts.batches(name, groups, column):
-            take = min(len(array) - skip, left)
-            if take > 0:
-                yield array, skip, take
-                left -= take
-            skip = max(0, skip - len(array))
-        if left:
-            raise self._damaged(
-                name, f"{length} patches from {start} on in row groups {groups}", f"{left} patches fewer"
-            )
+        name, first = index.slides["file"][row].as_py(), int(index.first_row_group[row])
+        found = self._parts.read(name, first, start, out, column)
+        if found != len(out):
+            wanted = f"{len(out)} patches from {start} on, from row group {first}"
+            raise self._damaged(name, wanted, f"{len(out) - found} patches fewer")
+
+    def _expression(self) -> ExpressionReader:
+        if self._expression_reader is None:
+            with self._lock:
+                if self._expression_reader is None:
+                    file = self._index.manifest.files["expression"]
+                    self._expression_reader = ExpressionReader(self._filesystem, f"{self._root}/{file}")
+        return self._expression_reader
 
     def _slide_row(self, slide_id: str) -> int:
         row = _find(self._index.slide_column, slide_id)
@@ -292,15 +310,6 @@ class CohortStore:
     def _damaged(self, name: str, expected: str, found: str) -> InputError:
         fix = "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
         return InputError("the store is damaged", file=f"{self._path}/{name}", expected=expected, found=found, fix=fix)
-
-
-def resolve(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a local path or URI, and the path on it without a trailing slash."""
-    if "://" in path:
-        filesystem, root = pafs.FileSystem.from_uri(path)
-    else:
-        filesystem, root = pafs.LocalFileSystem(), str(Path(path).absolute())
-    return filesystem, root.rstrip("/")
 
 
 def _single(column: pa.ChunkedArray) -> pa.Array:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs as pafs
 
+from gimp_ray import places
 from gimp_ray.cohort.manifest import content_sha256
 from gimp_ray.cohort.schema import table_schema
 
@@ -21,44 +22,56 @@ _EXPRESSION_GROUP_BYTES = 1 << 20
 
 
 class TableWriter:
-    """Writes tables into a store folder and remembers their hashes.
+    """Writes tables into a store and remembers their hashes.
+
+    Args:
+        place: the store, a path or URI.
+        revision: of the store; from 2 on the tables' files carry it, so that none in use is written over.
 
     Attributes:
+        names: table -> its file.
         files: table file -> SHA-256 of the file.
         contents: table -> SHA-256 of its values, for the fingerprint.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, place: str, revision: int = 1) -> None:
+        self._filesystem, self._root = places.resolve(place)
+        self._revision = revision
+        self.names: dict[str, str] = {}
         self.files: dict[str, str] = {}
         self.contents: dict[str, str] = {}
 
     def write(self, name: str, table: pa.Table) -> None:
         """Write a table of `storage_schemas`, which must fit its schema."""
-        schema = table_schema(name)
-        problems = schema.differences(table.schema)
+        problems = table_schema(name).differences(table.schema)
         if problems:
             raise ValueError(f"{name} does not fit storage_schemas/{name}.json: {'; '.join(problems)}")
-        path = self._folder / schema.stored_as
-        pq.write_table(table.replace_schema_metadata(_metadata(name)), path, compression="zstd")
-        self.files[schema.stored_as] = file_sha256(path)
-        self.contents[name] = content_sha256(table)
+        path = self._path(name)
+        pq.write_table(
+            table.replace_schema_metadata(_metadata(name)), path, filesystem=self._filesystem, compression="zstd"
+        )
+        self._done(name, path, content_sha256(table))
 
     def write_expression(self, case_ids: Sequence[str], num_genes: int, values: Callable[[str], np.ndarray]) -> None:
         """Write the expression of the cases in the order given; `values(case_id)` is (G,) float32."""
-        schema = table_schema("expression")
-        arrow = schema.arrow(num_genes=num_genes).with_metadata(
-            {
-                **_metadata("expression"),
-                "gimp.num_genes": str(num_genes),
-                "gimp.dtype": "float32",
-                "gimp.byte_order": "little",
-            }
+        arrow = (
+            table_schema("expression")
+            .arrow(num_genes=num_genes)
+            .with_metadata(
+                {
+                    **_metadata("expression"),
+                    "gimp.num_genes": str(num_genes),
+                    "gimp.dtype": "float32",
+                    "gimp.byte_order": "little",
+                }
+            )
         )
-        path = self._folder / schema.stored_as
+        path = self._path("expression")
         rows = max(1, _EXPRESSION_GROUP_BYTES // (4 * num_genes))
         digest = ExpressionHash()
-        with pq.ParquetWriter(path, arrow, compression="none", use_dictionary=False, write_statistics=False) as writer:
+        with pq.ParquetWriter(
+            path, arrow, filesystem=self._filesystem, compression="none", use_dictionary=False, write_statistics=False
+        ) as writer:
             for start in range(0, len(case_ids), rows):
                 ids = list(case_ids[start : start + rows])
                 block = np.ascontiguousarray(np.stack([values(case_id) for case_id in ids]), dtype="<f4")
@@ -69,8 +82,19 @@ class TableWriter:
                     pa.Table.from_arrays([pa.array(ids, pa.string()), packed], schema=arrow), row_group_size=rows
                 )
                 digest.update(ids, block)
-        self.files[schema.stored_as] = file_sha256(path)
-        self.contents["expression"] = digest.hexdigest()
+        self._done("expression", path, digest.hexdigest())
+
+    def _path(self, name: str) -> str:
+        file = table_schema(name).stored_as
+        if self._revision > 1:
+            stem, _, ending = file.rpartition(".")
+            file = f"{stem}.r{self._revision}.{ending}"
+        self.names[name] = file
+        return f"{self._root}/{file}"
+
+    def _done(self, name: str, path: str, content: str) -> None:
+        self.files[self.names[name]] = file_sha256(self._filesystem, path)
+        self.contents[name] = content
 
 
 class ExpressionHash:
@@ -87,10 +111,13 @@ class ExpressionHash:
         return hashlib.sha256((self._ids.hexdigest() + self._values.hexdigest()).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(filesystem: pafs.FileSystem, path: str) -> str:
     """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with filesystem.open_input_stream(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def constant_by_case(extra: pa.Table, case_ids: Sequence[str | None]) -> tuple[list[str], list[str]]:

@@ -13,7 +13,7 @@ import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from gimp_ray.errors import InputError
 
@@ -34,6 +34,20 @@ def tick(done: int) -> None:
         raise Stopped
     if _report is not None:
         _report(done)
+
+
+class Work(Protocol):
+    """What spreads the tasks of an ingest; a context manager."""
+
+    def __enter__(self) -> Work: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+    def map(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
+        """`function` of every task, in order; both must pickle."""
+        ...
 
 
 class WorkPool:

@@ -17,16 +17,16 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.feed.plan import CohortIndex, Row, mask_positions
 
 Arrays = dict[str, NDArray[np.generic]]
+# float16, or float32 from a store that keeps float32 or bfloat16
+Embeddings = NDArray[np.float16] | NDArray[np.float32]
 
 
-def read_windows(
-    store: CohortStore, index: CohortIndex, row: Row, length: int, threads: int = 1
-) -> NDArray[np.float16]:
+def read_windows(store: CohortStore, index: CohortIndex, row: Row, length: int, threads: int = 1) -> Embeddings:
     """(B, L, E) windows of a row, each contiguous in its slide's scan order; a bag shorter than L is repeated to L
     (section 2.3).
     """
     assert store.dim is not None, "a gene-only store has no windows"
-    batch = np.empty((len(row.case), length, store.dim), dtype=np.float16)
+    batch = np.empty((len(row.case), length, store.dim), dtype=store.value_dtype)
 
     def read_one(b: int) -> None:
         slide = int(row.slide[b])
@@ -40,7 +40,7 @@ def read_windows(
 
 def read_bags(
     store: CohortStore, index: CohortIndex, cases: NDArray[np.int64], threads: int = 1
-) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+) -> tuple[Embeddings, NDArray[np.bool_]]:
     """Whole bags of some cases, all slides of a case one after another.
 
     Returns:
@@ -48,7 +48,7 @@ def read_bags(
     """
     assert store.dim is not None, "a gene-only store has no bags"
     sizes = index.case_patches()[cases]
-    bags = np.zeros((len(cases), int(sizes.max()), store.dim), dtype=np.float16)
+    bags = np.zeros((len(cases), int(sizes.max()), store.dim), dtype=store.value_dtype)
     valid = np.arange(bags.shape[1])[None, :] < sizes[:, None]
 
     def read_one(b: int) -> None:
@@ -64,7 +64,7 @@ def read_bags(
 
 def each_bag(
     store: CohortStore, index: CohortIndex, cases: Iterable[int], threads: int = 1
-) -> Iterator[tuple[int, NDArray[np.float16]]]:
+) -> Iterator[tuple[int, Embeddings]]:
     """Whole bags one at a time: a case number and its (1, N, E) patches, which alone need no padding."""
     for case in cases:
         yield case, read_bags(store, index, np.array([case]), threads)[0]
@@ -75,7 +75,7 @@ def read_masks(row: Row, length: int, ratio: float) -> NDArray[np.int64]:
     return np.stack([mask_positions(int(seed), length, ratio) for seed in row.mask_seed])
 
 
-def repeat_to_length(window: NDArray[np.float16], patches: int) -> None:
+def repeat_to_length(window: Embeddings, patches: int) -> None:
     """Fill a (L, E) window in place by repeating its first `patches` rows."""
     done = patches
     while done < len(window):

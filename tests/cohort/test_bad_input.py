@@ -6,6 +6,7 @@ After every refusal there is no store, no temporary folder, and the sources are 
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def _old_bomb(sources: Sources) -> Path:
 
 
 def _dictionary(sources: Sources) -> Path:
-    return _pt_instead(sources, lambda path: torch.save({"features": torch.zeros(5, 8)}, path))
+    return _pt_instead(sources, lambda path: torch.save({"weights": torch.zeros(5, 8)}, path))
 
 
 def _integer_tensor(sources: Sources) -> Path:
@@ -168,7 +169,7 @@ FAULTS: dict[str, tuple[Callable[[Sources], Path | None], str, str, str | None]]
     "pickle bomb beside a tensor": (_bomb_with_tensor, "not a plain tensor", "tensor", None),
     "pickle bomb, bare": (_plain_bomb, "not a plain tensor", "tensor", None),
     "pickle bomb, old format": (_old_bomb, "not a plain tensor", "tensor", None),
-    "dictionary": (_dictionary, "not a plain tensor", "tensor", "dict"),
+    "dictionary": (_dictionary, "no features", "features", "weights"),
     "integer tensor": (_integer_tensor, "not a plain tensor", "floating-point", "int64"),
     "truncated pt": (_truncated_pt, "not a plain tensor", "tensor", None),
 }
@@ -395,10 +396,25 @@ def test_a_duplicate_case_without_slides(sources: Sources) -> None:
     assert (caught.value.case, caught.value.found) == ("A0", "rows 1 and 3")
 
 
-def test_an_existing_output_is_never_touched(sources: Sources) -> None:
-    sources.ingest()
-    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sources.out.rglob("*")}
-    with pytest.raises(InputError, match="exists already") as caught:
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_an_output_that_is_no_store_is_refused(sources: Sources, what: str) -> None:
+    sources.out.parent.mkdir()
+    if what == "folder":
+        sources.out.mkdir()
+        (sources.out / "thesis.tex").write_text("mine")
+    else:
+        sources.out.write_text("mine")
+    with pytest.raises(InputError, match="exists already and is no store") as caught:
         sources.ingest()
     assert caught.value.file == str(sources.out) and caught.value.fix
+    assert [p.name for p in sources.out.parent.iterdir()] == ["STORE"]
+    assert (sources.out / "thesis.tex" if what == "folder" else sources.out).read_text() == "mine"
+    shutil.rmtree(sources.out) if what == "folder" else sources.out.unlink()
+
+
+def test_the_same_sources_again_change_nothing(sources: Sources) -> None:
+    sources.ingest()
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sources.out.rglob("*")}
+    report = sources.ingest()
+    assert any("nothing is new" in note for note in report.notes)
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sources.out.rglob("*")} == before

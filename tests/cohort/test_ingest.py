@@ -15,7 +15,7 @@ from gimp_ray.cohort.check import check_store
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.parts import PartWriter
 from gimp_ray.cohort.progress import Progress
-from gimp_ray.cohort.staging import staged_folder
+from gimp_ray.cohort.publishing import new_store
 from gimp_ray.errors import ConfigError, InputError
 
 
@@ -26,7 +26,7 @@ def _many(root: Path) -> Sources:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patch_tasks, "_SMALLEST_PART_BYTES", 70_000)
+    monkeypatch.setattr(patch_tasks, "SMALLEST_PART_BYTES", 60_000)
 
 
 def _rewritten(sources: Sources, bag: np.ndarray, coords: np.ndarray) -> None:
@@ -41,7 +41,7 @@ def test_workers_and_part_files_do_not_change_what_is_stored(tmp_path: Path, mon
     one, three = _many(tmp_path / "one"), _many(tmp_path / "three")
     a = one.store(workers=1)
     assert set(a.slides["file"].to_pylist()) == {"patches/part-00000.parquet"}
-    monkeypatch.setattr(patch_tasks, "_SMALLEST_PART_BYTES", 70_000)
+    monkeypatch.setattr(patch_tasks, "SMALLEST_PART_BYTES", 60_000)
     b = three.store(workers=2)
     assert len(set(b.slides["file"].to_pylist())) == 3, "two slides of 31 kB each in a part"
     assert a.fingerprint == b.fingerprint
@@ -110,7 +110,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     def interrupt(self: Progress, done: int) -> None:
         if done and list(sources.out.parent.glob(".STORE.ingest-*/patches/*.parquet")):
-            seen.extend(_names_beside(sources.out))
+            seen.extend(name for name in _names_beside(sources.out) if not name.endswith(".lock"))
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Progress, "advance", interrupt)
@@ -146,9 +146,10 @@ def test_a_part_file_that_reads_back_wrong_is_not_published(sources: Sources, mo
 
 
 def test_a_store_that_appears_meanwhile_wins(tmp_path: Path) -> None:
-    out = tmp_path / "STORE"
-    with pytest.raises(InputError, match="exists already"), staged_folder(out) as folder:
-        (folder / "x").write_text("late")
+    out = tmp_path / "out" / "STORE"
+    out.parent.mkdir()
+    with pytest.raises(InputError, match="exists already"), new_store(str(out)) as folder:
+        Path(folder, "x").write_text("late")
         out.mkdir()
     assert _names_beside(out) == ["STORE"]
     assert list(out.iterdir()) == []

@@ -26,7 +26,7 @@ def test_every_column_is_explained(name: str) -> None:
     for column in document["columns"]:
         assert set(column) == {"name", "type", "unit", "nullable", "meaning"}
         assert len(column["meaning"]) > 4, column
-    assert table_schema(name).arrow(dim=4, num_genes=3).names == [c["name"] for c in document["columns"]]
+    assert table_schema(name).arrow(width=8, num_genes=3).names == [c["name"] for c in document["columns"]]
 
 
 def test_no_schema_file_is_forgotten() -> None:
@@ -45,8 +45,8 @@ def test_schemas_ship_in_the_wheel() -> None:
 
 def test_written_tables_have_the_schemas(sources: Sources) -> None:
     store = sources.store()
-    sizes = {"dim": store.dim, "num_genes": store.num_genes}
-    for name in ("cases", "slides", "genes", "expression", "splits"):
+    sizes = {"num_genes": store.num_genes}
+    for name in ("cases", "slides", "genes", "expression", "splits", "sources"):
         schema = table_schema(name)
         written = pq.read_schema(sources.out / schema.stored_as)
         assert written.remove_metadata() == schema.arrow(**sizes), name
@@ -60,7 +60,7 @@ def test_part_files_have_the_measured_layout(sources: Sources) -> None:
     store = sources.store()
     path = sources.out / store.slides["file"][0].as_py()
     file = pq.ParquetFile(path)
-    assert file.schema_arrow.remove_metadata() == table_schema("patches").arrow(dim=8)
+    assert file.schema_arrow.remove_metadata() == table_schema("patches").arrow(width=16)
     assert file.schema_arrow.field("embedding").type == pa.binary(16)
     metadata = {k: v for k, v in file.schema_arrow.metadata.items() if k.startswith(b"gimp.")}
     assert metadata[b"gimp.dtype"] == b"float16"

@@ -1,0 +1,286 @@
+"""From sources to what an ingest will write: read the tables, match them, look at every patch file, take stock.
+
+Nothing is written here. Left out: each format's reader (`readers/`), and what a store holds already (`existing.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gimp_ray.cohort import existing as existing_store
+from gimp_ray.cohort import gene_join, patch_ingest
+from gimp_ray.cohort.discover import PatchFiles, find_patch_files
+from gimp_ray.cohort.existing import Existing
+from gimp_ray.cohort.ingest_options import IngestOptions
+from gimp_ray.cohort.progress import Progress
+from gimp_ray.cohort.readers import PatchSource
+from gimp_ray.cohort.readers.case_table import CaseTable, read_case_table
+from gimp_ray.cohort.readers.matrix import GeneMatrix
+from gimp_ray.cohort.readers.split_table import read_split_table
+from gimp_ray.cohort.report import Coverage, IngestPlan
+from gimp_ray.cohort.roll import LeftOut, Roll
+from gimp_ray.cohort.sources import signature
+from gimp_ray.cohort.splits import SplitRow, rows_of
+from gimp_ray.cohort.work import Work
+from gimp_ray.errors import ConfigError, InputError
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the user gave."""
+
+    patches: Path | None
+    genes: Path | None
+    cases: Path
+    splits: Path | None
+
+
+@dataclass
+class Prepared:
+    """The sources as read, matched and looked at; `notes` and the roll grow as the ingest goes on.
+
+    Attributes:
+        table: the case table, with rows for what the store holds already.
+        to_write: the slides to write, sorted.
+        files_read: slide -> its patch file, of the slides to write and of those found unchanged.
+        tables_read: (kind, file) of every other source.
+        is_new: whether there is anything to write.
+    """
+
+    table: CaseTable
+    roll: Roll
+    existing: Existing | None
+    has_slides: bool
+    to_write: dict[str, PatchSource]
+    files_read: dict[str, Path]
+    matrix: GeneMatrix | None
+    gene_unit: str | None
+    split_rows: list[SplitRow]
+    tables_read: list[tuple[str, Path]]
+    notes: list[str]
+    is_new: bool
+    plan: IngestPlan = field(repr=False)
+
+    @property
+    def gene_ids(self) -> list[str]:
+        return [] if self.matrix is None else self.matrix.gene_ids
+
+    @property
+    def dim(self) -> int | None:
+        """Embedding width of the slides to write, else of the store."""
+        for source in self.to_write.values():
+            return source.dim
+        return None if self.existing is None else self.existing.store.dim
+
+
+def prepare(
+    sources: Sources, existing: Existing | None, place: str, options: IngestOptions, work: Work, bar: Progress
+) -> Prepared:
+    """Read, match and look at everything.
+
+    Raises:
+        InputError: contradicting or unusable sources; anything to be left out when strict.
+    """
+    if sources.patches is None and sources.genes is None:
+        fix = "give a folder of patch features, a gene matrix, or both"
+        raise InputError("nothing to ingest: neither patches nor genes", fix=fix)
+    if existing is not None:
+        _same_kind(existing, options)
+    table = read_case_table(sources.cases)
+    given_cases = {case_id for case_id in table.case_ids if case_id is not None}
+    if existing is not None:
+        table = existing_store.with_stored_rows(table, existing)
+    has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
+    roll = Roll(table, with_slides=has_slides)
+    split_rows = [] if sources.splits is None else _read_splits(sources.splits, roll)
+    files = None if sources.patches is None else find_patch_files(sources.patches)
+    matrix, unit, notes = _genes(sources, roll, existing, options)
+    coverage = _coverage(roll, files, matrix, existing)
+    if matrix is not None:
+        notes += gene_join.join(roll, matrix)
+    to_write: dict[str, PatchSource] = {}
+    unchanged: set[str] = set()
+    if has_slides:
+        if files is not None:
+            full = files if existing is None else existing_store.with_stored_files(files, existing)
+            patch_ingest.join_files(roll, full)
+            changed, unchanged = _changed(files, existing, roll)
+            names = sorted((set(files.by_slide) & set(roll.slides)) - unchanged)
+            looked = patch_ingest.look_at(files.by_slide, names, work, bar)
+            if existing is not None:
+                unchanged |= _compare({s: looked.pop(s) for s in sorted(changed)}, existing, roll, work, bar)
+            to_write = _usable(looked, roll)
+        manifest = None if existing is None else existing.store.manifest
+        patch_ingest.refuse_mixture(list(to_write.values()), manifest)
+    roll.refuse(options.strict)
+    if existing is not None:
+        _nothing_lost(existing, roll)
+    stored = set() if existing is None else set(existing.slides)
+    new_cases = set(roll.labels) - (set() if existing is None else set(existing.store.cases["case_id"].to_pylist()))
+    tables_read = [("cases", sources.cases)]
+    tables_read += [(k, p) for k, p in (("genes", sources.genes), ("splits", sources.splits)) if p is not None]
+    plan = IngestPlan(
+        store=place,
+        coverage=coverage,
+        added=existing is not None,
+        slides_to_write=len(to_write),
+        patches_to_write=sum(source.n_patches for source in to_write.values()),
+        slides_stored=len(stored),
+        new_cases=len(new_cases),
+        cases=len(roll.labels),
+        left_out=tuple(roll.left_out),
+        notes=tuple(notes),
+    )
+    new_splits = bool(split_rows) if existing is None else _new_splits(split_rows, existing)
+    known = {} if files is None else files.by_slide
+    return Prepared(
+        table=table,
+        roll=roll,
+        existing=existing,
+        has_slides=has_slides,
+        to_write=to_write,
+        files_read={slide_id: known[slide_id] for slide_id in {*to_write, *(unchanged & set(known))}},
+        matrix=matrix,
+        gene_unit=unit,
+        split_rows=split_rows,
+        tables_read=tables_read,
+        notes=notes,
+        is_new=existing is None or bool(to_write) or bool(new_cases & given_cases) or new_splits,
+        plan=plan,
+    )
+
+
+def _same_kind(existing: Existing, options: IngestOptions) -> None:
+    manifest = existing.store.manifest
+    for name in ("dtype", "compression"):
+        if getattr(options, name) != getattr(manifest, name):
+            raise ConfigError(
+                f"the store's {name} is another",
+                file=existing.store.path,
+                expected=f"{name} {getattr(manifest, name)}",
+                found=getattr(options, name),
+                fix="add with the store's own, or make a new store",
+            )
+
+
+def _read_splits(path: Path, roll: Roll) -> list[SplitRow]:
+    rows = read_split_table(path)
+    for case_id in sorted({row.case_id for row in rows} - set(roll.case_row)):
+        reason = "the split table names a case that is not in the case table"
+        roll.left_out.append(LeftOut("split entry", case_id, reason, case_id, str(path)))
+    return rows
+
+
+def _genes(
+    sources: Sources, roll: Roll, existing: Existing | None, options: IngestOptions
+) -> tuple[GeneMatrix | None, str | None, list[str]]:
+    """The expression, the unit, and notes; with the stored one of cases that the matrix lacks."""
+    matrix, unit, notes = None, None, list[str]()
+    if sources.genes is not None:
+        matrix = gene_join.read_matrix(sources.genes, list(roll.case_row), options.gene_orientation)
+        known = [case_id for case_id in sorted(roll.labels) if case_id in matrix.row_of]
+        unit, notes = gene_join.unit_of(matrix, known, options.gene_unit)
+    if existing is not None:
+        stored_unit = existing.store.manifest.gene_unit
+        matrix, changed = existing_store.with_stored_genes(matrix, existing)
+        reason = "its expression changed since it was stored, and the store keeps what it has"
+        roll.left_out += [LeftOut("gene sample", case_id, reason, case_id, str(sources.genes)) for case_id in changed]
+        if matrix is not None and unit not in (None, stored_unit):
+            raise InputError(
+                "the expression has another unit than the store's",
+                file=sources.genes,
+                expected=f"unit {stored_unit}",
+                found=f"unit {unit}",
+                fix="give the genes in the store's unit and declare it; units are never converted",
+            )
+        unit = stored_unit
+    return matrix, unit, notes
+
+
+def _changed(files: PatchFiles, existing: Existing | None, roll: Roll) -> tuple[set[str], set[str]]:
+    """Of the stored slides with a file here: those whose file looks otherwise than it did, and the others."""
+    changed, unchanged = set[str](), set[str]()
+    if existing is not None:
+        for slide_id in set(existing.slides) & set(files.by_slide) & set(roll.slides):
+            same = existing.sources.get(slide_id) == signature(files.by_slide[slide_id])
+            (unchanged if same else changed).add(slide_id)
+    return changed, unchanged
+
+
+def _compare(
+    looked: dict[str, PatchSource | InputError], existing: Existing, roll: Roll, work: Work, bar: Progress
+) -> set[str]:
+    """Hash stored slides whose file looks otherwise; report those that changed, and return those that did not."""
+    rows, column = existing.slides, existing.store.slides["sha256"]
+    stored = {slide_id: column[rows[slide_id]].as_py() for slide_id in looked}
+    readable = {s: source for s, source in looked.items() if isinstance(source, PatchSource)}
+    bar.start("comparing slides", len(readable))
+    dtype = existing.store.manifest.dtype
+    tasks = [existing_store.CompareTask(source, dtype, stored[s]) for s, source in readable.items()]
+    outcomes: dict[str, bool | InputError] = {s: e for s, e in looked.items() if isinstance(e, InputError)}
+    outcomes |= dict(zip(readable, work.map(existing_store.same_bits, tasks), strict=True))
+    for slide_id, same in sorted(outcomes.items()):
+        if same is True:
+            continue
+        found = "other contents" if same is False else f"{same.what}: {same.found}"
+        roll.left_out.append(
+            LeftOut(
+                "changed file",
+                slide_id,
+                "the source changed since it was stored, and the store keeps what it has",
+                roll.slides[slide_id],
+                expected=f"contents with SHA-256 {stored[slide_id]}",
+                found=found,
+                fix="make a new store of the new files, or bring the old file back",
+            )
+        )
+    return {slide_id for slide_id, same in outcomes.items() if same is True}
+
+
+def _usable(looked: dict[str, PatchSource | InputError], roll: Roll) -> dict[str, PatchSource]:
+    """The slides that can be written; the others are left out."""
+    for slide_id, source in looked.items():
+        if not isinstance(source, PatchSource):
+            roll.leave_out_slide(slide_id, source)
+    return {s: source for s, source in looked.items() if isinstance(source, PatchSource) and s in roll.slides}
+
+
+def _nothing_lost(existing: Existing, roll: Roll) -> None:
+    """Refuse sources by which a stored case or slide would have to go."""
+    reasons = {(item.kind, item.id): item.reason for item in roll.left_out}
+    for kind, stored, kept in (
+        ("case", existing.store.cases["case_id"].to_pylist(), roll.labels),
+        ("slide", list(existing.slides), roll.slides),
+    ):
+        lost = [name for name in stored if name not in kept]
+        if lost:
+            raise InputError(
+                f"a {kind} of the store would be lost: {reasons.get((kind, lost[0]), 'its case was left out')}",
+                file=existing.store.path,
+                case=lost[0],
+                found=f"{len(lost)} such {kind}s",
+                fix="correct the sources, or make a new store without them; adding takes nothing away",
+            )
+
+
+def _new_splits(rows: list[SplitRow], existing: Existing) -> bool:
+    return bool(set(rows) - set(rows_of(existing.store.table("splits"))))
+
+
+def _coverage(roll: Roll, files: PatchFiles | None, matrix: GeneMatrix | None, existing: Existing | None) -> Coverage:
+    """Which cases of the case table have which modality, before anything is left out for lacking one."""
+    have_files = set() if files is None else set(files.by_slide)
+    have_files |= set() if existing is None else set(existing.slides)
+    cases = set(roll.case_row)
+    with_patches = {
+        roll.table.case_ids[row] or "" for slide_id, row in roll.slide_row.items() if slide_id in have_files
+    }
+    with_genes = set() if matrix is None else {case_id for case_id in cases if case_id in matrix.row_of}
+    return Coverage(
+        cases=len(cases),
+        slides=len(roll.slide_row),
+        patches=None if files is None and not have_files else tuple(sorted(with_patches)),
+        genes=None if matrix is None else tuple(sorted(with_genes)),
+        all_cases=tuple(sorted(cases)),
+    )

@@ -10,22 +10,54 @@ A new patch format is one file and one line in `PATCH_READERS`; a new gene forma
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from gimp_ray.cohort.readers import patches_h5, patches_pt
-from gimp_ray.cohort.readers.base import PatchAttributes, PatchSource
+from gimp_ray.cohort.readers import patches_h5, patches_npy, patches_npz, patches_parquet, patches_pt, patches_zarr
+from gimp_ray.cohort.readers.base import PatchAttributes, PatchSource, unusable
+from gimp_ray.cohort.readers.patches_trident import with_folder_attributes
 
 PATCH_READERS: dict[str, Callable[[Path, str], PatchSource]] = {
     ".h5": patches_h5.inspect,
     ".hdf5": patches_h5.inspect,
     ".pt": patches_pt.inspect,
+    ".npy": patches_npy.inspect,
+    ".npz": patches_npz.inspect,
+    ".parquet": patches_parquet.inspect,
+    ".zarr": patches_zarr.inspect,
+}
+_REASONS = {
+    errno.ELOOP: "a symbolic link that leads back to itself",
+    errno.ENOENT: "nothing there, or a symbolic link that leads nowhere",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
 }
 
 
 def inspect_patches(path: Path, slide_id: str) -> PatchSource:
     """Look at a slide's feature file; InputError where it cannot be used."""
-    return PATCH_READERS[path.suffix.lower()](path, slide_id)
+    try:
+        _check_opens(path, slide_id)
+        source = PATCH_READERS[path.suffix.lower()](path, slide_id)
+    except OSError as error:
+        found = _REASONS.get(error.errno or 0, str(error))
+        fix = "put the file there and let this user read it, or leave the slide out of the case table"
+        what = "the patch file cannot be opened"
+        raise unusable(what, path, slide_id, "a file that this user may read", found, fix) from error
+    return with_folder_attributes(source)
+
+
+def _check_opens(path: Path, slide_id: str) -> None:
+    """OSError where a file is not there or not readable; a pipe or device, which would wait for ever, is refused."""
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        next(path.iterdir(), None)
+    elif stat.S_ISREG(mode):
+        path.open("rb").close()
+    else:
+        raise unusable("the patch file is no file", path, slide_id, "a file or a zarr folder", "a pipe or device")
 
 
 __all__ = ["PATCH_READERS", "PatchAttributes", "PatchSource", "inspect_patches"]

@@ -1,4 +1,4 @@
-"""The patches' part of an ingest: match slides with files, look at them, write the part files, make slides.parquet.
+"""The patches' part of an ingest: match slides with files, look at them, write part files, make slides.parquet.
 
 Left out: what one task does (`patch_tasks.py`) and how tasks are spread over processes (`work.py`).
 """
@@ -6,29 +6,20 @@ Left out: what one task does (`patch_tasks.py`) and how tasks are spread over pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from gimp_ray.cohort import patch_tasks
 from gimp_ray.cohort.discover import PatchFiles
+from gimp_ray.cohort.manifest import Manifest
 from gimp_ray.cohort.progress import Progress
 from gimp_ray.cohort.readers import PATCH_READERS, PatchSource
 from gimp_ray.cohort.roll import LeftOut, Roll
 from gimp_ray.cohort.schema import table_schema
-from gimp_ray.cohort.work import WorkPool
+from gimp_ray.cohort.work import Work
 from gimp_ray.errors import InputError
-
-
-@dataclass(frozen=True)
-class StoredPatches:
-    """The slides as stored (slides.parquet without extra columns), the width, and what the report should say."""
-
-    slides: pa.Table
-    dim: int
-    encoder: str | None
-    notes: tuple[str, ...]
 
 
 def join_files(roll: Roll, files: PatchFiles) -> None:
@@ -50,43 +41,74 @@ def join_files(roll: Roll, files: PatchFiles) -> None:
         roll.left_out.append(LeftOut(kind, path.name, what, file=str(path), counts=False))
 
 
-def store_patches(
-    roll: Roll, files: PatchFiles, folder: Path, *, compression: str, workers: int, strict: bool, progress: bool
-) -> StoredPatches:
-    """Write the part files of all slides still on the roll into `folder/patches`.
+def look_at(
+    files: Mapping[str, Path], names: Sequence[str], work: Work, bar: Progress
+) -> dict[str, PatchSource | InputError]:
+    """The headers of the slides' files, or why one cannot be used."""
+    bar.start("looking at slides", len(names))
+    looked = work.map(patch_tasks.inspect, patch_tasks.inspect_tasks(files, names))
+    return dict(zip(names, (item for part in looked for item in part), strict=True))
 
-    Raises:
-        InputError: several widths or encoders, nothing left, or something to be left out when `strict`.
-    """
-    (folder / "patches").mkdir()
-    with Progress(progress) as bar, WorkPool(workers, bar.advance) as pool:
-        sources = _look_at(roll, files, pool, bar)
-        _refuse_mixture(list(sources.values()))
-        roll.refuse(strict)
-        bar.start("writing patches", sum(source.n_patches for source in sources.values()))
-        tasks = patch_tasks.part_tasks(list(sources.values()), folder, compression)
-        results = pool.map(patch_tasks.write_part, tasks)
+
+def write_parts(
+    roll: Roll,
+    sources: Mapping[str, PatchSource],
+    place: str,
+    names: str,
+    *,
+    compression: str,
+    dtype: str,
+    work: Work,
+    bar: Progress,
+) -> list[patch_tasks.PartResult]:
+    """Write the part files of the slides still on the roll; slides found bad on the way are left out of it."""
+    wanted = [source for slide_id, source in sorted(sources.items()) if slide_id in roll.slides]
+    bar.start("writing patches", sum(source.n_patches for source in wanted))
+    results = work.map(patch_tasks.write_part, patch_tasks.part_tasks(wanted, place, names, compression, dtype))
     for result in results:
         for slide_id, error in sorted(result.faults.items()):
             roll.leave_out_slide(slide_id, error)
-    roll.refuse(strict)
-    kept = [sources[slide_id] for slide_id in sorted(roll.slides)]
-    encoder = next((s.attributes.encoder for s in kept if s.attributes.encoder is not None), None)
-    return StoredPatches(_slides_table(sources, results, roll.slides), kept[0].dim, encoder, tuple(_notes(kept)))
+    return results
 
 
-def _look_at(roll: Roll, files: PatchFiles, pool: WorkPool, bar: Progress) -> dict[str, PatchSource]:
-    """The sources of the slides on the roll, sorted by slide; those that cannot be used are left out."""
-    names = sorted(roll.slides)
-    bar.start("looking at slides", len(names))
-    looked = pool.map(patch_tasks.inspect, patch_tasks.inspect_tasks(files.by_slide, names))
-    sources = {}
-    for slide_id, source in zip(names, (item for part in looked for item in part), strict=True):
-        if isinstance(source, PatchSource):
-            sources[slide_id] = source
-        else:
-            roll.leave_out_slide(slide_id, source)
-    return sources
+def slides_table(
+    sources: Mapping[str, PatchSource],
+    results: Sequence[patch_tasks.PartResult],
+    case_of: Mapping[str, str],
+    stored: pa.Table | None,
+) -> pa.Table:
+    """slides.parquet without extra columns: what was written and what was stored before, sorted by slide."""
+    schema = table_schema("slides").arrow()
+    written = _slides_table(sources, results, case_of)
+    if stored is not None:
+        written = pa.concat_tables([written, stored.select(schema.names).cast(schema)])
+    return written.sort_by("slide_id").combine_chunks()
+
+
+def common(slides: pa.Table, column: str) -> Any:
+    """The one value of a column, None where no slide has one."""
+    if column not in slides.column_names:
+        return None
+    values = [value for value in slides[column].unique().to_pylist() if value is not None]
+    return values[0] if values else None
+
+
+def refuse_mixture(sources: Sequence[PatchSource], manifest: Manifest | None) -> None:
+    """Refuse slides that do not go together: among themselves, or with those the store of `manifest` has."""
+    _refuse_mixture(sources)
+    for source in sources if manifest is not None else ():
+        for name in ("dim", "encoder", "magnification", "patch_size", "overlap"):
+            has = getattr(manifest, name)
+            found = source.dim if name == "dim" else getattr(source.attributes, name, None)
+            if None not in (has, found) and has != found:
+                raise InputError(
+                    f"the new slides have another {name} than the store",
+                    file=source.path,
+                    case=source.slide_id,
+                    expected=f"{name} {has}",
+                    found=f"{name} {found}",
+                    fix="make a store of its own for them",
+                )
 
 
 def _refuse_mixture(sources: Sequence[PatchSource]) -> None:

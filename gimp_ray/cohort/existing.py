@@ -50,6 +50,11 @@ class CompareTask:
     dtype: str
     sha256: str
 
+    @property
+    def units(self) -> int:
+        """Slides, for the progress bar."""
+        return 1
+
 
 def open_existing(out: str) -> Existing:
     """The store at `out`, ready to be added to; InputError where it was merged of others."""
@@ -71,6 +76,7 @@ def same_bits(task: CompareTask) -> bool | InputError:
             tick(0)
     except InputError as error:
         return error
+    tick(1)
     return digest.hexdigest() == task.sha256
 
 

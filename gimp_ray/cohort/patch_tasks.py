@@ -33,6 +33,11 @@ class InspectTask:
 
     files: tuple[tuple[str, Path], ...]
 
+    @property
+    def units(self) -> int:
+        """Slides, for the progress bar."""
+        return len(self.files)
+
 
 @dataclass(frozen=True)
 class PartTask:
@@ -43,6 +48,11 @@ class PartTask:
     sources: tuple[PatchSource, ...]
     compression: str
     dtype: str
+
+    @property
+    def units(self) -> int:
+        """Patches, for the progress bar."""
+        return sum(source.n_patches for source in self.sources)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ one by one, and what hangs on them follows: a case without a slide goes, and so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 
 from gimp_ray.cohort.readers.case_table import CaseTable
+from gimp_ray.cohort.slide_rule import choose_slides
 from gimp_ray.errors import InputError
 
 
@@ -43,13 +44,23 @@ class LeftOut:
 class Roll:
     """Cases and slides still in, and what was left out.
 
+    Args:
+        table: the case table.
+        with_slides: whether patches are ingested.
+        stems: names of the patch files, without endings. Where the table has no column of slides and a file is named
+            after a case, as patient-level features are, every case is a slide of its own name.
+
     Attributes:
         labels: label of every case still in.
         slides: case of every slide still in; empty for an ingest without patches.
         left_out: in the order it happened.
+        slide_is_case: whether the cases are the slides.
     """
 
-    def __init__(self, table: CaseTable, with_slides: bool) -> None:
+    def __init__(self, table: CaseTable, with_slides: bool, stems: Collection[str] = ()) -> None:
+        self.slide_is_case = with_slides and table.slide_ids is None and not set(stems).isdisjoint(table.case_ids)
+        if self.slide_is_case:
+            table = replace(table, slide_ids=list(table.case_ids))
         self.table = table
         self.with_slides = with_slides
         self.left_out: list[LeftOut] = []
@@ -65,20 +76,46 @@ class Roll:
                 self._slides_of[self.slides[slide_id]].add(slide_id)
         self._leave_out_incomplete_rows()
 
-    def leave_out_case(self, error: InputError, follows: bool = False) -> None:
+    def case_of(self, slide_id: str) -> str:
+        """The case of a slide of the case table, whether it is still in or not."""
+        return self.table.case_ids[self.slide_row[slide_id]] or ""
+
+    def slide_to_case(self) -> dict[str, str]:
+        """Every slide of the case table and its case, whether they are still in or not."""
+        return {slide_id: self.case_of(slide_id) for slide_id in self.slide_row}
+
+    def apply_slide_rule(self, rule: str, sizes: Mapping[str, int] | None = None) -> None:
+        """Leave out the slides that a rule does not choose (`slide_rule.py`), and cases without a slide then.
+
+        What the rule leaves out is the user's choice, and does not make a strict ingest fail.
+
+        Args:
+            rule: one of `SLIDE_RULES`.
+            sizes: patches of each slide, for the rule `largest`.
+
+        Raises:
+            ConfigError: an unknown rule, or `largest` without sizes.
+        """
+        names = sorted(self.slides)
+        _, reasons = choose_slides(names, [self.slides[slide_id] for slide_id in names], sizes, rule)
+        for slide_id, reason in zip(names, reasons, strict=True):
+            if reason is not None:
+                self.leave_out_slide(slide_id, InputError(reason, case=slide_id), counts=False)
+
+    def leave_out_case(self, error: InputError, follows: bool = False, counts: bool = True) -> None:
         """Leave the case of `error` out for what it says, and its slides with it."""
         case_id = error.case or ""
         del self.labels[case_id]
-        self.left_out.append(_left_out("case", case_id, case_id, error, follows))
+        self.left_out.append(_left_out("case", case_id, case_id, error, follows, counts))
         for slide_id in sorted(self._slides_of[case_id]):
             del self.slides[slide_id]
             self.left_out.append(LeftOut("slide", slide_id, "its case was left out", case_id, follows=True))
         self._slides_of[case_id].clear()
 
-    def leave_out_slide(self, slide_id: str, error: InputError) -> None:
+    def leave_out_slide(self, slide_id: str, error: InputError, counts: bool = True) -> None:
         """Leave a slide out for what `error` says, and its case with it when it was the last."""
         case_id = self.slides.pop(slide_id)
-        self.left_out.append(_left_out("slide", slide_id, case_id, error))
+        self.left_out.append(_left_out("slide", slide_id, case_id, error, counts=counts))
         self._slides_of[case_id].discard(slide_id)
         if not self._slides_of[case_id]:
             self.leave_out_case(InputError("none of its slides was kept", case=case_id), follows=True)
@@ -105,7 +142,9 @@ class Roll:
             if slide_id is not None:
                 _check_slide_id(slide_id, table)
                 if slide_id in self.slide_row:
-                    raise _twice(table, "slide", slide_id, self.slide_row[slide_id], row)
+                    raise _twice(
+                        table, "case" if self.slide_is_case else "slide", slide_id, self.slide_row[slide_id], row
+                    )
                 if case_id is not None:
                     self.slide_row[slide_id] = row
             if case_id is None:
@@ -119,7 +158,8 @@ class Roll:
                 file=table.path,
                 expected="columns case_id, slide_id, label",
                 found=", ".join(["case_id", "label", *table.extra.column_names]),
-                fix="add a slide_id column (the names of the patch files), or ingest genes alone",
+                fix="add a slide_id column (the names of the patch files), name patient-level files after their cases, "
+                "or ingest genes alone",
             )
 
     def _leave_out_incomplete_rows(self) -> None:
@@ -130,15 +170,20 @@ class Roll:
             elif self.with_slides and self.table.slide_ids is not None and self.table.slide_ids[row] is None:
                 self.left_out.append(LeftOut("row", f"row {row + 1}", "the row has no slide_id", case_id, file=path))
         for case_id in sorted(self.case_row):
-            if not self.labels[case_id]:
+            if not self.labels[case_id] and case_id in self.table.dropped:
+                what = f"its label {self.table.dropped[case_id]} is left out by the option labels"
+                self.leave_out_case(InputError(what, case=case_id), counts=False)
+            elif not self.labels[case_id]:
                 expected = "a class in column label"
                 self.leave_out_case(InputError("the case has no label", file=path, case=case_id, expected=expected))
             elif self.with_slides and not self._slides_of[case_id]:
                 self.leave_out_case(InputError("the case has no slide in the case table", case=case_id), follows=True)
 
 
-def _left_out(kind: str, name: str, case_id: str, error: InputError, follows: bool = False) -> LeftOut:
-    return LeftOut(kind, name, error.what, case_id, error.file, error.expected, error.found, error.fix, follows)
+def _left_out(
+    kind: str, name: str, case_id: str, error: InputError, follows: bool = False, counts: bool = True
+) -> LeftOut:
+    return LeftOut(kind, name, error.what, case_id, error.file, error.expected, error.found, error.fix, follows, counts)
 
 
 def _labels(table: CaseTable) -> dict[str, str]:

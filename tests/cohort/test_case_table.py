@@ -81,7 +81,7 @@ def test_odd_but_clear_tables_are_read(tmp_path: Path, text: str) -> None:
         ("patient,slide_id,label\na,b,c\n", "no case_id column", "patient, slide_id, label"),
         ("case_id;slide_id;label\na;b;c\n", "no case_id column", "case_id;slide_id;label"),
         ("case_id,slide_id,label\n", "no rows", "a header alone"),
-        ("", "cannot be read", "Empty CSV file"),
+        ("", "cannot be read", "an empty file"),
         ("case_id,slide_id,label\na,b\n", "cannot be read", "Expected 3 columns, got 2"),
         ("case_id,slide_id,label,label\na,b,c,d\n", "column twice", "label"),
     ],
@@ -117,7 +117,7 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
     path.write_bytes("case_id,label,hospital\na,x,Köln\n".encode("latin-1"))
     with pytest.raises(InputError, match="not UTF-8") as caught:
         read_case_table(path)
-    assert caught.value.found == "other bytes in column hospital"
+    assert caught.value.found == "byte 0xf6 in line 2"
 
 
 @pytest.mark.parametrize(

@@ -55,5 +55,4 @@ def patient_codes(case_ids: pa.Array, patient_of_case: Mapping[str, object] | No
     if patient_of_case:
         said = [patient_of_case.get(case_id) for case_id in case_ids.to_pylist()]
         patients = pc.coalesce(pa.array([None if v is None else str(v) for v in said], pa.string()), patients)
-    encoded = patients.combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy()
+    return np.asarray(patients.combine_chunks().dictionary_encode().indices)

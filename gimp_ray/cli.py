@@ -6,24 +6,22 @@ its reason and its fix, and ends with exit code 2; failed checks end with 1.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from gimp_ray import __version__
+from gimp_ray.cli_ingest import check, ingest
+from gimp_ray.cli_options import ANY_KEYS, options_of, overrides_of, plain_values
 from gimp_ray.config import StageTrainConfig
 from gimp_ray.config_files import describe_keys, load_config, read_yaml
 from gimp_ray.errors import ConfigError, GimpError
 
-Options = TypeVar("Options")
 Command = Callable[..., None]
-ANY_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
 KEYS_NOTE = "Any config key can be given by its dotted name, such as --train.lr 3e-4; `gimp keys` lists them all."
 
 
@@ -52,72 +50,6 @@ def main() -> None:
 
 
 @main.command(context_settings=ANY_KEYS)
-@click.option(
-    "--patches", type=click.Path(path_type=Path), help="Folder of patch embeddings: CLAM or TRIDENT .h5, CLAM .pt."
-)
-@click.option("--genes", type=click.Path(path_type=Path), help="Gene matrix: CSV, TSV (.gz), Parquet or HDF5.")
-@click.option(
-    "--cases", type=click.Path(path_type=Path), help="Case table: case_id, slide_id, label and any further columns."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="The store to make.")
-@click.option(
-    "--splits", type=click.Path(path_type=Path), help="Split table: case_id, part and, optionally, scheme and fold."
-)
-@click.option("--strict", is_flag=True, default=None, help="Whatever would be left out is an error.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
-@click.pass_context
-def ingest(ctx: click.Context, config: Path | None, **given: Any) -> None:
-    """Make a cohort store of patch embeddings, a gene matrix and a case table.
-
-    Every case, slide and file is accounted for, as kept or as left out with its reason. Further options: workers,
-    compression, gene_orientation, gene_unit, folds, split_seed, progress.
-
-    \b
-    Example:
-      gimp ingest --patches FEATURES --genes fpkm.tsv --cases cases.csv --out store --gene-unit FPKM --strict
-    """
-    from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-
-    tree = (
-        (read_yaml(config) if config else {})
-        | {k: v for k, v in given.items() if v is not None}
-        | _plain(_overrides(ctx.args))
-    )
-    places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits")}
-    for name in ("cases", "out"):
-        if places[name] is None:
-            raise ConfigError(
-                f"--{name} was not given", expected=f"--{name} PATH", found="nothing", fix="see `gimp ingest --help`"
-            )
-    paths = {name: None if value is None else Path(value) for name, value in places.items()}
-    report = ingest_cohort(**paths, options=_options(IngestOptions, tree, config))  # type: ignore[arg-type]
-    click.echo(str(report))
-
-
-@main.command()
-@click.argument("store", required=False)
-@click.option("--store", "named", help="The store, instead of the argument.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML with a config; its store is checked.")
-@click.option("--deep", is_flag=True, help="Also hash and scan every embedding.")
-def check(store: str | None, named: str | None, config: Path | None, deep: bool) -> None:
-    """Check a store: schemas, counts, hashes, splits, orphan files. Exit code 1 where something is wrong.
-
-    \b
-    Example:
-      gimp check store --deep
-    """
-    from gimp_ray.cohort.check import check_store
-
-    store = store or named or (load_config(config).store if config else None)
-    if store is None:
-        raise ConfigError("no store was given", expected="gimp check STORE", found="nothing", fix="name the store")
-    report = check_store(store, deep=deep)
-    click.echo(str(report))
-    if not report.ok:
-        sys.exit(1)
-
-
-@main.command(context_settings=ANY_KEYS)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the source files to.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
 @click.pass_context
@@ -134,10 +66,10 @@ def synth(ctx: click.Context, out: Path, config: Path | None) -> None:
     """
     from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 
-    tree = (read_yaml(config) if config else {}) | _plain(_overrides(ctx.args))
+    tree = (read_yaml(config) if config else {}) | plain_values(overrides_of(ctx.args))
     if not str(tree.get("genes", "0")).isdigit():
         tree["genes_file"] = tree.pop("genes")
-    result = write_synthetic_cohort(out, _options(SynthOptions, tree, config))
+    result = write_synthetic_cohort(out, options_of(SynthOptions, tree, config))
     click.echo(
         f"wrote {result.n_cases} cases, {result.n_slides} slides, {result.n_patches} patches "
         f"of width {result.dim}, {result.n_genes} genes"
@@ -160,7 +92,7 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
     def verb(ctx: click.Context, store: str | None, run_dir: str | None, config: Path | None) -> None:
         from gimp_ray import pipeline
 
-        overrides = _overrides(ctx.args)
+        overrides = overrides_of(ctx.args)
         if stage is not None:
             overrides = {_for_stage(key, stage): value for key, value in overrides.items()}
         if store is not None:
@@ -236,7 +168,7 @@ def sweep(
     """
     from gimp_ray.sweeps.search import SweepConfig, search
 
-    overrides = _overrides(ctx.args) | ({"store": store} if store else {}) | {"run": run_dir}
+    overrides = overrides_of(ctx.args) | ({"store": store} if store else {}) | {"run": run_dir}
     settings = {key: value for key, value in given.items() if value is not None}
     if space is not None:
         settings["space"] = read_yaml(space)
@@ -274,7 +206,7 @@ def embed(
     from gimp_ray import pipeline
     from gimp_ray.run_folder import RunFolder
 
-    overrides = _overrides(ctx.args) | ({"store": store} if store else {})
+    overrides = overrides_of(ctx.args) | ({"store": store} if store else {})
     resolved = pipeline.load_run_config(run_dir, overrides, config)
     run = RunFolder(run_dir)
     file = model or run.model_file("finetune" if run.stage_done("finetune") else "pretrain")
@@ -303,7 +235,7 @@ def demo(ctx: click.Context, out: Path, short: bool, config: Path | None) -> Non
     """
     from gimp_ray.demo import run_demo
 
-    run = run_demo(out, short, config, _overrides(ctx.args))
+    run = run_demo(out, short, config, overrides_of(ctx.args))
     click.echo((run.path / "summary.md").read_text())
     click.echo(f"the run folder: {run.path}")
 
@@ -345,50 +277,14 @@ def keys() -> None:
         click.echo(f"{key:32} {default:14} {meaning}")
 
 
-def _overrides(arguments: list[str]) -> dict[str, str]:
-    """`["--train.lr", "3e-4", "--a=b"]` -> `{"train.lr": "3e-4", "a": "b"}`."""
-    found: dict[str, str] = {}
-    rest = iter(arguments)
-    for token in rest:
-        if not token.startswith("--"):
-            raise ConfigError(f"'{token}' is not an option", expected="--key value", fix="see --help")
-        key, equals, value = token[2:].partition("=")
-        if not equals:
-            value = next(rest, "")
-            if value == "":
-                raise ConfigError(f"--{key} has no value", expected=f"--{key} VALUE", found="nothing")
-        found[key] = value
-    return found
-
-
-def _plain(overrides: dict[str, str]) -> dict[str, Any]:
-    """Overrides of a flat set of options: dashes are underscores, values are YAML scalars."""
-    return {key.replace("-", "_"): yaml.safe_load(value) for key, value in overrides.items()}
-
-
 def _for_stage(key: str, stage: str) -> str:
     """In a verb of one stage `--train.epochs` means that stage's epochs."""
     name = key.removeprefix("train.")
     return f"{stage}.{key}" if key != name and name in StageTrainConfig.model_fields else key
 
 
-def _options(kind: type[Options], tree: dict[str, Any], file: Path | None) -> Options:
-    """A dataclass of options from plain data; unknown names and impossible values are refused."""
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in tree:
-        if key not in names:
-            raise ConfigError(
-                f"unknown option '{key}'", file=file, expected="one of " + ", ".join(names), fix="correct its name"
-            )
-    try:
-        return TypeAdapter(kind).validate_python(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"impossible value for option '{key}'", file=file, expected=first["msg"], found=repr(first["input"])
-        ) from None
-
+main.add_command(ingest)
+main.add_command(check)
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ must be at places every node sees: a shared file system, or object storage for t
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -46,6 +47,7 @@ class RayWork:
             os.environ.setdefault(name, value)
         import ray
 
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         if not ray.is_initialized():
             local = self._address in (None, "local")
             if not local and not listens(str(self._address)):

@@ -1,0 +1,94 @@
+"""The verbs that make and check stores: `gimp ingest`, `gimp check`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gimp_ray.cli_options import ANY_KEYS, options_of, overrides_of, plain_values
+from gimp_ray.config_files import load_config, read_yaml
+from gimp_ray.errors import ConfigError
+
+
+@click.command(context_settings=ANY_KEYS)
+@click.option(
+    "--patches", type=click.Path(path_type=Path), help="Folder of patch embeddings: CLAM or TRIDENT .h5, CLAM .pt."
+)
+@click.option("--genes", type=click.Path(path_type=Path), help="Gene matrix: CSV, TSV (.gz), Parquet or HDF5.")
+@click.option(
+    "--cases", type=click.Path(path_type=Path), help="Case table: case_id, slide_id, label and any further columns."
+)
+@click.option("--out", help="The store to make or to add to: a path, or a URI such as s3://bucket/store.")
+@click.option(
+    "--splits", type=click.Path(path_type=Path), help="Split table: case_id, part and, optionally, scheme and fold."
+)
+@click.option("--strict", is_flag=True, default=None, help="Whatever would be left out is an error.")
+@click.option("--dry-run", is_flag=True, help="Look at everything, show the plan, write nothing.")
+@click.option("--ray", help="Spread the work over the Ray cluster at this address; `auto`, or `local` to start one.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
+@click.pass_context
+def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | None, **given: Any) -> None:
+    """Make a cohort store of patch embeddings, a gene matrix and a case table, or add to one what is new in them.
+
+    Every case, slide and file is accounted for, as kept or as left out with its reason. Further options: workers,
+    compression, dtype, gene_orientation, gene_unit, folds, split_seed, progress.
+
+    \b
+    Example:
+      gimp ingest --patches FEATURES --genes fpkm.tsv --cases cases.csv --out store --gene-unit FPKM --strict
+    """
+    from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort, plan_ingest
+    from gimp_ray.cohort.work import WorkPool
+    from gimp_ray.ingest_job import on_ray
+
+    tree = (
+        (read_yaml(config) if config else {})
+        | {k: v for k, v in given.items() if v is not None}
+        | plain_values(overrides_of(ctx.args))
+    )
+    places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits")}
+    for name in ("cases", "out"):
+        if places[name] is None:
+            raise ConfigError(
+                f"--{name} was not given", expected=f"--{name} PATH", found="nothing", fix="see `gimp ingest --help`"
+            )
+    ray = ray or tree.pop("ray", None)
+    paths = {name: None if value is None else Path(value) for name, value in places.items() if name != "out"}
+    options = options_of(IngestOptions, tree, config)
+    if dry_run:
+        click.echo(str(plan_ingest(out=places["out"], options=options, **paths)))  # type: ignore[arg-type]
+        return
+    report = ingest_cohort(
+        out=places["out"],  # type: ignore[arg-type]
+        options=options,
+        on_plan=lambda plan: click.echo(f"{plan}\n"),
+        make_work=on_ray(ray) if ray else WorkPool,
+        **paths,  # type: ignore[arg-type]
+    )
+    click.echo(str(report))
+
+
+@click.command()
+@click.argument("store", required=False)
+@click.option("--store", "named", help="The store, instead of the argument.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with a config; its store is checked.")
+@click.option("--deep", is_flag=True, help="Also hash and scan every embedding.")
+def check(store: str | None, named: str | None, config: Path | None, deep: bool) -> None:
+    """Check a store: schemas, counts, hashes, splits, orphan files. Exit code 1 where something is wrong.
+
+    \b
+    Example:
+      gimp check store --deep
+    """
+    from gimp_ray.cohort.check import check_store
+
+    store = store or named or (load_config(config).store if config else None)
+    if store is None:
+        raise ConfigError("no store was given", expected="gimp check STORE", found="nothing", fix="name the store")
+    report = check_store(store, deep=deep)
+    click.echo(str(report))
+    if not report.ok:
+        sys.exit(1)

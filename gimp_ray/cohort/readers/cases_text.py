@@ -52,6 +52,11 @@ class TextFile:
     comments: tuple[str, ...]
     body: bytes = field(repr=False)
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """A name for every column, by which `read_columns` reads it: its own, or a made-up one where it has none."""
+        return tuple(name or f"\0{i}" for i, name in enumerate(self.names))
+
 
 def read_csv(path: Path, kind: str, text_columns: Collection[str]) -> pa.Table:
     """All columns of a CSV or TSV file, the named ones as text; InputError where it is no table."""
@@ -96,22 +101,20 @@ def read_columns(
 
     Args:
         source: the file.
-        columns: which; None for all that have a name.
+        columns: which, by their keys; None for all that have a name.
         text: columns read as text, whatever they look like.
         missing: values that become null.
 
     Raises:
         InputError: rows of several lengths, no rows.
     """
-    # pyarrow needs a name for every column of the file
-    names = [name or f"\0{i}" for i, name in enumerate(source.names)]
     chosen = [name for name in source.names if name] if columns is None else list(columns)
     try:
         table = csv.read_csv(
             pa.BufferReader(source.body),
             # one block: a column's type is inferred from all of it, not from its first megabyte
             read_options=csv.ReadOptions(
-                block_size=max(1 << 20, len(source.body) + 1), column_names=names, skip_rows_after_names=1
+                block_size=max(1 << 20, len(source.body) + 1), column_names=list(source.keys), skip_rows_after_names=1
             ),
             parse_options=csv.ParseOptions(delimiter=source.separator, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
@@ -125,7 +128,7 @@ def read_columns(
         raise InputError(
             f"the {source.kind} cannot be read",
             file=source.path,
-            expected=f"a CSV or TSV file with {len(names)} columns in every row, as in its header",
+            expected=f"a CSV or TSV file with {len(source.names)} columns in every row, as in its header",
             found=str(error)[:300],
         ) from error
     if not table.num_rows:

@@ -8,6 +8,7 @@ repairing; a damaged store is copied or ingested again.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +27,7 @@ from gimp_ray.errors import InputError
 
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 REPAIR = "copy the store again from where it is whole, or ingest the sources again"
-_OPTIONAL_FILES = ("ingest_report.json",)
+_OPTIONAL_FILES = re.compile(r"ingest_report(\.r\d+)?\.json")
 _NEEDED = ("cases", "sources")
 
 
@@ -263,10 +264,10 @@ def _check_members(place: _Place, manifest: Manifest, findings: list[Finding]) -
 
 
 def _check_orphans(place: _Place, slides: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
-    known = {FILE, *_OPTIONAL_FILES, *manifest.tables, *manifest.superseded}
+    known = {FILE, *manifest.tables, *manifest.superseded}
     known |= set(slides["file"].unique().to_pylist()) if slides is not None else set()
     found = places.files_below(place.filesystem, place.root)
-    orphans = [name for name in found if name not in known]
+    orphans = [name for name in found if name not in known and not _OPTIONAL_FILES.fullmatch(name)]
     if orphans:
         what = f"{len(orphans)} files do not belong to the store: {', '.join(orphans[:10])}"
         findings.append(Finding(WARN, what, place.name(orphans[0]), "remove them"))

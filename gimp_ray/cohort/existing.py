@@ -162,13 +162,15 @@ def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[Ge
     columns = np.array([place[gene] for gene in stored.gene_ids])
     both = [case_id for case_id in stored.source_ids if case_id in matrix.row_of]
     changed = [c for c in both if not np.array_equal(matrix.expression(c)[columns], stored.expression(c))]
-    first = len(matrix.source_ids)
+    replaced = {matrix.row_of[case_id] for case_id in both}
+    rows = [row for row in range(len(matrix.source_ids)) if row not in replaced]
+    row_of = {case_id: rows.index(row) for case_id, row in matrix.row_of.items() if row not in replaced}
     joined = dataclasses.replace(
         matrix,
-        source_ids=[*matrix.source_ids, *stored.source_ids],
+        source_ids=[*(matrix.source_ids[row] for row in rows), *stored.source_ids],
         gene_ids=stored.gene_ids,
-        values=np.concatenate([np.asarray(matrix.values)[:, columns], stored.values]),
-        row_of={**matrix.row_of, **{case_id: first + i for i, case_id in enumerate(stored.source_ids)}},
+        values=np.concatenate([np.asarray(matrix.values)[np.ix_(rows, columns)], stored.values]),
+        row_of={**row_of, **{case_id: len(rows) + i for i, case_id in enumerate(stored.source_ids)}},
     )
     return joined, changed
 

@@ -46,6 +46,7 @@ class RayWork:
         for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}.items():
             os.environ.setdefault(name, value)
         import ray
+        import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         if not ray.is_initialized():

@@ -164,7 +164,8 @@ def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[Ge
     changed = [c for c in both if not np.array_equal(matrix.expression(c)[columns], stored.expression(c))]
     replaced = {matrix.row_of[case_id] for case_id in both}
     rows = [row for row in range(len(matrix.source_ids)) if row not in replaced]
-    row_of = {case_id: rows.index(row) for case_id, row in matrix.row_of.items() if row not in replaced}
+    kept = {row: i for i, row in enumerate(rows)}
+    row_of = {case_id: kept[row] for case_id, row in matrix.row_of.items() if row in kept}
     joined = dataclasses.replace(
         matrix,
         source_ids=[*(matrix.source_ids[row] for row in rows), *stored.source_ids],

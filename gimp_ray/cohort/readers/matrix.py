@@ -1,30 +1,62 @@
-"""The seam every gene reader fills: a `RawMatrix`, a matrix with the names of its rows and columns.
+"""The seam every matrix reader fills, a `RawMatrix`, and what the store gets in the end, a `GeneMatrix`.
 
-`orient` then finds the cases: which axis holds them (said by the user, or recognised by the case table's ids), by exact
-id or by TCGA patient. The matrix is held in memory in the precision of its file. Left out: choosing among several
-samples of a case, and units other than the one declared.
+A reader is one file with `fits(head) -> bool` and `read(path, request) -> RawMatrix`, listed in `genes.py`. It keeps
+all ids but only the values that the `ReadRequest` wants, in the precision of the file. `samples_by_genes` then finds
+the axis of the samples. Left out: choosing among samples, naming genes and units (`cohort/gene_*.py`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gimp_ray.cohort.splits import patient_of
 from gimp_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from gimp_ray.cohort.roll import LeftOut
 
 CASES_BY_GENES = "cases_by_genes"
 GENES_BY_CASES = "genes_by_cases"
 ORIENTATIONS = ("auto", CASES_BY_GENES, GENES_BY_CASES)
 
+GeneColumns = dict[str, list[str | None]]
+
+
+@dataclass(frozen=True)
+class ReadRequest:
+    """What a reader should read.
+
+    Args:
+        wanted: whether an id is a sample of a case that is asked for; values of other samples need not be kept.
+        orientation: one of `ORIENTATIONS`.
+        column: which values, where a format has several (a layer of an h5ad).
+    """
+
+    wanted: Callable[[str], bool] = lambda name: True
+    orientation: str = "auto"
+    column: str | None = None
+
+
+EVERYTHING = ReadRequest()
+
 
 @dataclass(frozen=True)
 class RawMatrix:
-    """A matrix as its file has it: `values` (rows, columns); orientation and unit where the file says them."""
+    """A matrix as its file has it.
+
+    Args:
+        row_ids, column_ids: all ids of the file.
+        values: (kept rows, kept columns) in the file's precision.
+        kept_rows, kept_columns: which rows and columns `values` holds, ascending; None for all.
+        orientation: where the file says it.
+        unit: what the file's content says; `unit_hint`: what its name or a file beside it suggests.
+        gene_columns: text columns beside the matrix, one value a gene.
+    """
 
     path: Path
     row_ids: list[str]
@@ -32,11 +64,45 @@ class RawMatrix:
     values: np.ndarray
     orientation: str | None = None
     unit: str | None = None
+    unit_hint: str | None = None
+    gene_columns: GeneColumns = field(default_factory=dict)
+    kept_rows: np.ndarray | None = None
+    kept_columns: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SampleMatrix:
+    """A matrix turned: `values` (kept samples, G); `row_of` finds a kept sample's row."""
+
+    path: Path
+    sample_ids: list[str]
+    gene_ids: list[str]
+    values: np.ndarray
+    row_of: dict[str, int]
+    gene_columns: GeneColumns
+    unit: str | None
+    unit_hint: str | None
 
 
 @dataclass(frozen=True)
 class GeneMatrix:
-    """Expression by case: `values` (cases in the file, G); `row_of` finds a case of the case table in it."""
+    """Expression by case, ready for a store.
+
+    Args:
+        path: the first gene file; refusals name it.
+        source_ids: sample of every row (several joined by ` + ` where they were averaged).
+        gene_ids: G names, each once.
+        values: (rows, G) float32.
+        unit: unit of the values; None where nobody said it.
+        row_of: case -> row; two cases of one patient may share one.
+        matched_by_patient: some case was matched by the patient of a barcode, not by its exact id.
+        gene_columns: further columns of genes.parquet: symbol, gene_type, entrez, source_id, ...; None where missing.
+        sources: file of every row.
+        without: why a case has no genes, where there is more to say than that no sample is its own.
+        left_out: samples and files that are not in the matrix, with reasons.
+        notes: what a user should know.
+        hashes: file -> SHA-256 of every file read.
+    """
 
     path: Path
     source_ids: list[str]
@@ -45,41 +111,50 @@ class GeneMatrix:
     unit: str | None
     row_of: dict[str, int]
     matched_by_patient: bool
+    gene_columns: GeneColumns = field(default_factory=dict)
+    sources: list[Path] = field(default_factory=list)
+    without: dict[str, InputError] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def file_of(self, case_id: str) -> Path:
+        """The file a case's values are from."""
+        return self.sources[self.row_of[case_id]] if self.sources else self.path
 
     def expression(self, case_id: str) -> np.ndarray:
         """(G,) float32."""
-        with np.errstate(over="ignore"):
-            return np.ascontiguousarray(self.values[self.row_of[case_id]], dtype=np.float32)
+        return np.ascontiguousarray(self.values[self.row_of[case_id]], dtype=np.float32)
 
 
-def orient(raw: RawMatrix, case_ids: Collection[str], orientation: str) -> GeneMatrix:
-    """Turn the matrix so that rows are cases, and match them with the case table.
+def samples_by_genes(raw: RawMatrix, orientation: str, ways: Sequence[Callable[[str], bool]]) -> SampleMatrix | None:
+    """Turn the matrix so that rows are samples; None where no sample is found on either axis.
+
+    Args:
+        orientation: one of `ORIENTATIONS`; `auto` takes what the file says, else the axis that holds samples.
+        ways: how an id is known as a sample, the surest first; the first that finds any decides.
 
     Raises:
-        InputError: no case found, cases on both axes, a case or gene twice.
+        InputError: samples on both axes, a sample twice.
     """
     if orientation == "auto":
-        orientation = raw.orientation or _recognise(raw, case_ids)
+        found = raw.orientation or _recognise(raw, ways)
+        if found is None:
+            return None
+        orientation = found
     if orientation == CASES_BY_GENES:
-        ids, genes, values = raw.row_ids, raw.column_ids, raw.values
+        samples, genes, values, kept = raw.row_ids, raw.column_ids, raw.values, raw.kept_rows
     else:
-        ids, genes, values = raw.column_ids, raw.row_ids, raw.values.T
-    _refuse_twice(ids, raw.path, "a case stands twice in the gene matrix", "one column or row a case")
-    _refuse_twice(genes, raw.path, "a gene stands twice in the gene matrix", "every gene id once")
-    row_of, by_patient = _match(ids, case_ids, raw.path)
-    if not row_of:
-        raise _no_case(raw, case_ids, ids)
-    return GeneMatrix(raw.path, ids, genes, values, raw.unit, row_of, by_patient)
+        samples, genes, values, kept = raw.column_ids, raw.row_ids, raw.values.T, raw.kept_columns
+    _refuse_twice(samples, raw.path)
+    names = samples if kept is None else [samples[i] for i in kept.tolist()]
+    row_of = {name: row for row, name in enumerate(names)}
+    return SampleMatrix(raw.path, samples, genes, values, row_of, raw.gene_columns, raw.unit, raw.unit_hint)
 
 
-def _recognise(raw: RawMatrix, case_ids: Collection[str]) -> str:
-    """The axis that holds cases of the case table, by exact ids if any match, else by TCGA patient."""
-    known = set(case_ids)
-    patients = {patient_of(case_id) for case_id in known}
-    for rows, columns in (
-        (len(known.intersection(raw.row_ids)), len(known.intersection(raw.column_ids))),
-        (_of_patients(raw.row_ids, patients), _of_patients(raw.column_ids, patients)),
-    ):
+def _recognise(raw: RawMatrix, ways: Sequence[Callable[[str], bool]]) -> str | None:
+    for known in ways:
+        rows, columns = sum(map(known, raw.row_ids)), sum(map(known, raw.column_ids))
         if rows and columns:
             raise InputError(
                 "the gene matrix has case ids on both axes",
@@ -90,51 +165,18 @@ def _recognise(raw: RawMatrix, case_ids: Collection[str]) -> str:
             )
         if rows or columns:
             return CASES_BY_GENES if rows else GENES_BY_CASES
-    raise _no_case(raw, case_ids, raw.row_ids[:3] + raw.column_ids[:3])
+    return None
 
 
-def _match(ids: Sequence[str], case_ids: Collection[str], path: Path) -> tuple[dict[str, int], bool]:
-    position = {name: i for i, name in enumerate(ids)}
-    exact = {case_id: position[case_id] for case_id in case_ids if case_id in position}
-    if exact:
-        return exact, False
-    samples: dict[str, list[int]] = {}
-    for i, name in enumerate(ids):
-        samples.setdefault(patient_of(name), []).append(i)
-    matched = {case_id: samples[patient_of(case_id)] for case_id in case_ids if patient_of(case_id) in samples}
-    twice = sorted(case_id for case_id, rows in matched.items() if len(rows) > 1)
-    if twice:
-        raise InputError(
-            "a case has several samples in the gene matrix",
-            file=path,
-            case=twice[0],
-            expected="one sample a case",
-            found=", ".join(ids[i] for i in matched[twice[0]])
-            + (f"; {len(twice)} such cases" if len(twice) > 1 else ""),
-            fix="keep one sample of each case in the gene file, the primary tumour as a rule",
-        )
-    return {case_id: rows[0] for case_id, rows in matched.items()}, True
-
-
-def _of_patients(ids: Sequence[str], patients: set[str]) -> int:
-    return sum(patient_of(name) in patients for name in ids)
-
-
-def _refuse_twice(ids: Sequence[str], path: Path, what: str, expected: str) -> None:
+def _refuse_twice(ids: Sequence[str], path: Path) -> None:
     twice = sorted(name for name, count in Counter(ids).items() if count > 1)
     if twice:
-        case = twice[0] if "case" in what.split()[:2] else None
         found = ", ".join(twice[:10]) + (f" and {len(twice) - 10} more" if len(twice) > 10 else "")
         raise InputError(
-            what, file=path, case=case, expected=expected, found=found, fix="keep one of each in the gene file"
+            "a case stands twice in the gene matrix",
+            file=path,
+            case=twice[0],
+            expected="one column or row a case",
+            found=found,
+            fix="keep one of each in the gene file",
         )
-
-
-def _no_case(raw: RawMatrix, case_ids: Collection[str], ids: Sequence[str]) -> InputError:
-    return InputError(
-        "no case of the case table is in the gene matrix",
-        file=raw.path,
-        expected="case ids such as " + ", ".join(sorted(case_ids)[:3]),
-        found="ids such as " + ", ".join(list(ids)[:6]),
-        fix="use the case table's ids in the gene file (TCGA barcodes match by their first 12 characters)",
-    )

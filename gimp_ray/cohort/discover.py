@@ -146,7 +146,7 @@ def _walk(folder: Path, depth: int, seen: dict[tuple[int, int], Path]) -> _Tree:
     tree = _Tree()
     files, folders = _entries(folder)
     for path in files:
-        tree.other[path] = _STRAY if _is_patch_file(path) else _NOT_PATCHES
+        tree.other[path] = _other_file(path) or _STRAY
     for path in folders:
         what = _other_folder(path, depth, seen)
         if what is not None:
@@ -246,8 +246,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_patch_file(path: Path) -> bool:
-    return path.suffix.lower() in PATCH_READERS
+def _other_file(path: Path) -> str | None:
+    """What a file is that holds no patch features, by its name; None for a patch file."""
+    if path.parent.name == "patches" and path.name.endswith("_patches.h5"):
+        return _COORDS_ONLY
+    if path.suffix.lower() == ".lock":
+        return "a lock: the file beside it may not be whole"
+    return None if path.suffix.lower() in PATCH_READERS else _NOT_PATCHES
 
 
 def _direct(folder: Path) -> list[Path]:
@@ -255,7 +260,7 @@ def _direct(folder: Path) -> list[Path]:
     found = []
     for place in (folder, folder / "h5_files", folder / "pt_files"):
         if place == folder or place.is_dir():
-            found += [path for path in _entries(place)[0] if _is_patch_file(path) and not _is_coords(path)]
+            found += [path for path in _entries(place)[0] if _other_file(path) is None]
     return found
 
 
@@ -265,21 +270,10 @@ def _other_files(folder: Path) -> dict[Path, str]:
         if place != folder and not place.is_dir():
             continue
         files, folders = _entries(place)
-        for path in files:
-            if _is_coords(path):
-                other[path] = _COORDS_ONLY
-            elif path.suffix.lower() == ".lock":
-                other[path] = "a lock: the file beside it may not be whole"
-            elif not _is_patch_file(path):
-                other[path] = _NOT_PATCHES
+        other |= {path: what for path in files if (what := _other_file(path)) is not None}
         if place != folder:
             other |= dict.fromkeys(folders, _NOT_LOOKED_INTO)
     return other
-
-
-def _is_coords(path: Path) -> bool:
-    """TRIDENT's coordinate files, `patches/SLIDE_patches.h5`."""
-    return path.parent.name == "patches" and path.name.endswith("_patches.h5")
 
 
 def _identity(folder: Path) -> tuple[int, int]:

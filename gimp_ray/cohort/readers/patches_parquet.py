@@ -126,7 +126,7 @@ def _of_lists(
             raise unusable("the embeddings are not of one width", path, slide_id, expected, found)
         dim = values // rows if rows else 0
     decode = _ListDecoder(column.name, dim)
-    return _Layout((column.name,), coords, dim, str(column.type.value_type).replace("halffloat", "float16"), decode)
+    return _Layout((column.name,), coords, dim, str(np.dtype(column.type.value_type.to_pandas_dtype())), decode)
 
 
 def _of_binary(

@@ -9,6 +9,7 @@ which weights_only refuses.
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,7 @@ from gimp_ray.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -69,7 +71,7 @@ def _load(path: Path, slide_id: str) -> tuple[torch.Tensor, torch.Tensor | None]
     try:
         loaded = _torch_load(path)
     except Exception as error:  # unpickling raises whatever the bytes lead it to; none of it has run code
-        raise _refused(path, slide_id, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+        raise _refused(path, slide_id, _reason(error)) from error
     if not isinstance(loaded, dict):
         return _features(loaded, path, slide_id), None
     tensors = {key: value for key, value in loaded.items() if isinstance(value, torch.Tensor)}
@@ -117,6 +119,14 @@ def _torch_load(path: Path) -> object:
             if "mmap" not in str(error):
                 raise
             return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(error: Exception) -> str:
+    """What torch found: the first thing that is no plain data, or its own words without its advice to load anyway."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named:
+        return f"{named[1]}, which is no tensor"
+    return _COLOURS.sub("", str(error).partition(". ")[0]).strip().splitlines()[0] if str(error) else repr(error)
 
 
 def _refused(path: Path, slide_id: str, found: str) -> InputError:

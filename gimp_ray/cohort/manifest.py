@@ -12,7 +12,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from gimp_ray.cohort.schema import LAYOUT_VERSION, table_schema
@@ -113,15 +115,16 @@ def parse_manifest(text: str, path: str) -> Manifest:
 
 
 def content_sha256(table: pa.Table) -> str:
-    """SHA-256 of a small table's values by column, apart from where bytes lie; independent of Parquet and Arrow."""
-    digest = hashlib.sha256()
+    """SHA-256 of a small table's values by column, apart from where bytes lie.
+
+    Every column gives its name and type, the values of its rows in order, and which of them are null; how Arrow cuts
+    them into chunks and Parquet into row groups does not show. About 0.5 GB a second.
+    """
+    digest = hashlib.sha256(f"{table.num_rows}\n".encode())
     for field in table.schema:
-        if field.name in _PLACES:
-            continue
-        digest.update(f"{field.name}:{field.type}:".encode())
-        for chunk in table[field.name].chunks:
-            values = chunk.to_pylist()
-            digest.update("".join(json.dumps(v, default=str, ensure_ascii=False) + "\n" for v in values).encode())
+        if field.name not in _PLACES:
+            kind, values = _column_sha256(table[field.name])
+            digest.update(json.dumps([field.name, kind, values], ensure_ascii=False).encode())
     return digest.hexdigest()
 
 
@@ -134,6 +137,55 @@ def store_fingerprint(content: dict[str, str], **meaning: object) -> str:
     """SHA-256 over the tables' content hashes (`slides` has the slides' own) and what gives values their meaning."""
     document = {"content": content, "meaning": meaning, "layout": LAYOUT_VERSION}
     return hashlib.sha256(json.dumps(document, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _column_sha256(column: pa.ChunkedArray) -> tuple[str, str]:
+    """The type of a column, and SHA-256 of its values: sizes (-1 is null) and bytes of text, else nulls and numbers."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    kind, text = column.type, _text_like(column.type)
+    values, marks = hashlib.sha256(), hashlib.sha256()
+    for chunk in column.chunks:
+        if text:
+            marks.update(pc.fill_null(pc.binary_length(chunk), -1).cast(pa.int64()).to_numpy().astype("<i8").data)
+            values.update(_bytes_of_text(chunk.drop_null()))
+        else:
+            marks.update(chunk.is_valid().cast(pa.uint8()).to_numpy().data)
+            values.update(_bytes_of_values(chunk))
+    return str(kind), hashlib.sha256((marks.hexdigest() + values.hexdigest()).encode()).hexdigest()
+
+
+def _text_like(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _bytes_of_text(values: pa.Array) -> bytes | memoryview:
+    """The bytes of all values after one another."""
+    if not len(values):
+        return b""
+    data = values.buffers()[2]
+    large = pa.types.is_large_string(values.type) or pa.types.is_large_binary(values.type)
+    offsets = np.frombuffer(values.buffers()[1], dtype="<i8" if large else "<i4")
+    low, high = offsets[values.offset], offsets[values.offset + len(values)]
+    return b"" if data is None else memoryview(data)[low:high]
+
+
+def _bytes_of_values(values: pa.Array) -> bytes | memoryview:
+    """Little-endian numbers with 0 where a value is null; of a type that is rare in tables, JSON."""
+    kind = values.type
+    if pa.types.is_boolean(kind):
+        values = values.cast(pa.uint8())
+    elif pa.types.is_temporal(kind) and kind.bit_width in (32, 64):
+        values = values.view(pa.int32() if kind.bit_width == 32 else pa.int64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return "".join(json.dumps(v, default=str, ensure_ascii=False) + "\n" for v in values.to_pylist()).encode()
+    numbers = (values.fill_null(0) if values.null_count else values).to_numpy(zero_copy_only=False)
+    return np.ascontiguousarray(numbers, dtype=numbers.dtype.newbyteorder("<")).view(np.uint8).data
 
 
 def _pairs(document: dict[str, object], key: str) -> list[tuple[str, object]]:

@@ -38,14 +38,21 @@ def endpoints(table: pa.Table) -> dict[str, Endpoint]:
     """Overall survival by vital status and days."""
     status, death = (next((n for n in known if n in table.column_names), None) for known in (_STATUS, _DEATH))
     follow_up = [n for n in _FOLLOW_UP if n in table.column_names]
-    if status is None or death is None or not follow_up:
+    if status is None or not (death or follow_up):
         return {}
-    died = [number_of(value) for value in table[death].to_pylist()]
-    followed = zip(*([number_of(value) for value in table[n].to_pylist()] for n in follow_up), strict=True)
-    last = [max((n for n in row if n is not None), default=None) for row in followed]
+    # a cohort in which nobody died has no days to death at all
+    died = _largest(table, [death] if death else [])
+    last = _largest(table, follow_up)
     words = [str(value).strip().lower() for value in table[status].to_pylist()]
     events = [{"dead": True, "alive": False}.get(word) for word in words]
     # nobody can say how long a person of unknown status lived
     days = [d if event else f if event is False else None for event, d, f in zip(events, died, last, strict=True)]
     months = [None if n is None else n / DAYS_A_MONTH for n in days]
-    return {"OS": Endpoint((status, death, *follow_up), months, events)}
+    return {"OS": Endpoint((status, *([death] if death else []), *follow_up), months, events)}
+
+
+def _largest(table: pa.Table, names: Sequence[str]) -> list[float | None]:
+    """(rows,) largest number of the columns, None where there is none."""
+    columns = [[number_of(value) for value in table[name].to_pylist()] for name in names]
+    known = ([n for c in columns if (n := c[row]) is not None] for row in range(table.num_rows))
+    return [max(numbers, default=None) for numbers in known]

@@ -18,7 +18,16 @@ from gimp_ray.cohort.readers.case_table import slide_stem
 from gimp_ray.cohort.readers.cases_text import TextFile, open_text, read_columns
 from gimp_ray.cohort.readers.splits_clam import ENTRIES
 from gimp_ray.cohort.roll import LeftOut
-from gimp_ray.cohort.splits import IMPORTED, PARTS, SplitRow, check_table, join_splits, rows_of
+from gimp_ray.cohort.splits import (
+    IMPORTED,
+    KEYS,
+    PARTS,
+    SplitRow,
+    check_table,
+    is_sorted,
+    join_splits,
+    rows_of,
+)
 from gimp_ray.errors import InputError
 
 _OWN = ("case_id", "slide_id", "part", "fold", "scheme")
@@ -85,8 +94,10 @@ def read_split_table(path: Path) -> list[SplitRow]:
 def _as_rows(entries: pa.Table, case_ids: pa.ChunkedArray) -> pa.Table:
     """Rows of splits.parquet of the entries whose case is not null, each once."""
     table = entries.drop_columns(["id"]).append_column("case_id", case_ids)
-    table = table.filter(pc.is_valid(table["case_id"]))
-    return join_splits([table.group_by(["scheme", "fold", "case_id", "part"]).aggregate([])])
+    table = join_splits([table.filter(pc.is_valid(table["case_id"]))])
+    if is_sorted(table, KEYS):
+        return table
+    return join_splits([table.group_by(table.column_names, use_threads=False).aggregate([])])
 
 
 def _case_of(name: str, known: Collection[str], slide_to_case: Mapping[str, str]) -> str | None:

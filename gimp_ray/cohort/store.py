@@ -28,18 +28,24 @@ from gimp_ray.cohort.schema import table_schema
 from gimp_ray.cohort.splits import Split, schemes_of, split_of
 from gimp_ray.errors import InputError
 
+_SIZES = ["slide_id", "case_id", "n_patches"]
+
 
 @dataclass(frozen=True)
 class _Index:
-    """The small tables and what finds a row in them; loaded once a process."""
+    """What finds a case, a slide and its patches; loaded once a process.
+
+    A million slides are 130 MB here. The other columns of slides.parquet and the splits, which need five times that,
+    are read when they are asked for.
+    """
 
     manifest: Manifest
     cases: pa.Table
-    slides: pa.Table
+    sizes: pa.Table
     gene_ids: list[str]
-    splits: pa.Table
     case_column: pa.Array
     slide_column: pa.Array
+    file: pa.DictionaryArray
     first_row_group: np.ndarray
     n_patches: np.ndarray
 
@@ -56,6 +62,7 @@ class CohortStore:
         self._parts = PartReader(self._filesystem, self._root)
         self._lock = threading.RLock()
         self._loaded: _Index | None = None
+        self._slides: pa.Table | None = None
         self._expression_reader: ExpressionReader | None = None
 
     @classmethod
@@ -100,7 +107,17 @@ class CohortStore:
     @property
     def slides(self) -> pa.Table:
         """One row a slide, sorted by slide_id (`storage_schemas/slides.json`); no rows in a gene-only store."""
-        return self._index.slides
+        index = self._index
+        if self._slides is None:
+            with self._lock:
+                if self._slides is None:
+                    self._slides = self._table("slides", index.manifest).combine_chunks()
+        return self._slides
+
+    @property
+    def slide_sizes(self) -> pa.Table:
+        """slide_id, case_id and n_patches of every slide, sorted by slide_id: what a plan is made from."""
+        return self._index.sizes
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -135,7 +152,7 @@ class CohortStore:
     @property
     def split_schemes(self) -> dict[str, tuple[int, ...]]:
         """The stored split schemes and their folds."""
-        return schemes_of(self._index.splits)
+        return schemes_of(self.table("splits", ["scheme", "fold"]))
 
     def read_window(self, slide_id: str, start: int, length: int, out: np.ndarray | None = None) -> np.ndarray:
         """Embeddings of patches `start` to `start + length - 1` of a slide, in stored order, without wrap-around.
@@ -206,13 +223,17 @@ class CohortStore:
             InputError: unknown scheme or fold, a patient in two parts (named), a case the store does not have.
         """
         index = self._index
-        return split_of(
-            index.splits, scheme, fold, set(index.case_column.to_pylist()), file=f"{self._path}/splits.parquet"
-        )
+        table = self._table("splits", index.manifest, where=[("scheme", "==", scheme), ("fold", "==", fold)])
+        if not table.num_rows:
+            table = self._table("splits", index.manifest)  # the refusal says what there is
+        return split_of(table, scheme, fold, index.cases, file=f"{self._path}/splits.parquet")
 
-    def table(self, name: str) -> pa.Table:
-        """A small table of the store as it is stored, such as `splits` or `sources`; without rows where it has none."""
-        return self._table(name, self.manifest)
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A small table of the store as it is stored, such as `splits` or `sources`, or some columns of it.
+
+        Read anew at every call; without rows where the store has no such table.
+        """
+        return self._table(name, self.manifest, columns)
 
     @property
     def _index(self) -> _Index:
@@ -232,43 +253,67 @@ class CohortStore:
                 found=f"fingerprint {manifest.fingerprint}",
                 fix="start the run again",
             )
-        cases, slides, genes = (self._table(name, manifest).combine_chunks() for name in ("cases", "slides", "genes"))
+        cases, genes = (self._table(name, manifest).combine_chunks() for name in ("cases", "genes"))
+        slides = self._table("slides", manifest, [*_SIZES, "file", "first_row_group"]).combine_chunks()
         said = (manifest.num_cases, manifest.num_slides, manifest.num_genes)
         if (cases.num_rows, slides.num_rows, genes.num_rows) != said:
             found = f"{cases.num_rows}, {slides.num_rows} and {genes.num_rows}"
             raise self._damaged("manifest.json", "{} cases, {} slides and {} genes".format(*said), found)
-        return _Index(
+        self._dataset("splits", manifest)
+        index = _Index(
             manifest=manifest,
             cases=cases,
-            slides=slides,
+            sizes=slides.select(_SIZES),
             gene_ids=genes["gene_id"].to_pylist(),
-            splits=self._table("splits", manifest),
             case_column=_single(cases["case_id"]),
             slide_column=_single(slides["slide_id"]),
+            file=_single(slides["file"]).dictionary_encode(),
             first_row_group=slides["first_row_group"].to_numpy(),
             n_patches=slides["n_patches"].to_numpy(),
         )
+        # what decoding took and gave back: as much again as is kept, in every process that opens the store
+        del slides
+        pa.default_memory_pool().release_unused()
+        return index
 
-    def _table(self, name: str, manifest: Manifest) -> pa.Table:
-        """A small table; one without rows where the store has no such table."""
-        schema = table_schema(name)
+    def _table(
+        self,
+        name: str,
+        manifest: Manifest,
+        columns: Sequence[str] | None = None,
+        where: list[tuple[str, str, object]] | None = None,
+    ) -> pa.Table:
+        """A small table, or some of its columns or rows; without rows where the store has no such table."""
+        try:
+            dataset = self._dataset(name, manifest, where)
+            if dataset is not None:
+                return dataset.read(columns=None if columns is None else list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(manifest.files[name], "a readable Parquet table", str(error)) from error
+        empty = table_schema(name).arrow(num_genes=max(manifest.num_genes, 1)).empty_table()
+        return empty if columns is None else empty.select(list(columns))
+
+    def _dataset(
+        self, name: str, manifest: Manifest, where: list[tuple[str, str, object]] | None = None
+    ) -> pq.ParquetDataset | None:
+        """A table's file, found to be Parquet and of its schema; None where the store has no such table."""
         file = manifest.files.get(name)
         if file is None:
-            return schema.arrow().empty_table()
+            return None
         path = f"{self._root}/{file}"
         try:
-            table = pq.read_table(path, filesystem=self._filesystem, partitioning=None)
+            dataset = pq.ParquetDataset(path, filesystem=self._filesystem, partitioning=None, filters=where)
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(file, "a readable Parquet table", str(error)) from error
-        problems = schema.differences(table.schema)
+        problems = table_schema(name).differences(dataset.schema, num_genes=manifest.num_genes)
         if problems:
             raise self._damaged(file, f"the columns of storage_schemas/{name}.json", "; ".join(problems))
-        return table
+        return dataset
 
     def _fill(self, row: int, start: int, out: np.ndarray, column: str) -> None:
         """Fill `out` (n, bytes) with the stored bytes of the slide's patches from `start` on."""
         index = self._index
-        name, first = index.slides["file"][row].as_py(), int(index.first_row_group[row])
+        name, first = index.file[row].as_py(), int(index.first_row_group[row])
         found = self._parts.read(name, first, start, out, column)
         if found != len(out):
             wanted = f"{len(out)} patches from {start} on, from row group {first}"

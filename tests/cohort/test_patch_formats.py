@@ -8,10 +8,12 @@ import os
 import pickle
 import shutil
 import sys
+import tempfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import h5py
 import numpy as np
@@ -41,7 +43,7 @@ from patch_files import (
 )
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.readers import PATCH_READERS, PatchSource, inspect_patches, patches_npz, signature
+from gimp_ray.cohort.readers import PATCH_READERS, PatchSource, inspect_patches, patches_parquet
 from gimp_ray.cohort.readers.base import exact_chunks
 from gimp_ray.errors import InputError
 
@@ -174,6 +176,20 @@ def test_a_large_bag_is_never_held(tmp_path: Path, large: np.ndarray, name: str)
 
 def _held() -> int:
     return tracemalloc.get_traced_memory()[1]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith("parquet, columns")])
+def test_columns_of_a_large_row_group_are_turned_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(patches_parquet, "_WIDE_BYTES", 0)
+    monkeypatch.setattr(patches_parquet, "_BLOCK_BYTES", 13 * 4 * 5)  # five columns of float32 at once
+    made = _counted_temporary_files(monkeypatch)
+    bag, coords = _read(inspect_patches(FORMATS[name].write(tmp_path, V, C), SLIDE), 9)
+    np.testing.assert_array_equal(bag, V)
+    np.testing.assert_array_equal(coords, C)
+    assert len(made) == 4, "one for each row group"
+    assert all(file.closed for file in made)
 
 
 def test_a_zarr_chunk_is_unpacked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,15 +487,25 @@ def test_a_cut_array_is_refused_before_it_is_read(tmp_path: Path) -> None:
             inspect_patches(path, SLIDE)
 
 
+def _counted_temporary_files(monkeypatch: pytest.MonkeyPatch) -> list[IO[bytes]]:
+    made: list[IO[bytes]] = []
+    make = tempfile.TemporaryFile
+
+    def counted() -> IO[bytes]:
+        made.append(make())
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", counted)
+    return made
+
+
 def test_a_temporary_file_is_gone_when_reading_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[object] = []
-    make = patches_npz.tempfile.TemporaryFile
-    monkeypatch.setattr(patches_npz.tempfile, "TemporaryFile", lambda: made.append(make()) or made[-1])
+    made = _counted_temporary_files(monkeypatch)
     source = inspect_patches(npz(tmp_path, features=np.asfortranarray(V)), SLIDE)
     chunks = source.iter_chunks(9)
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]
-    assert len(made) == 1 and made[0].closed  # type: ignore[attr-defined]
+    assert len(made) == 1 and made[0].closed
 
 
 def test_zarr_is_asked_for_by_name_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,17 +557,6 @@ def test_a_file_without_permission_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_a_link_to_a_file_is_as_good_as_the_file(tmp_path: Path) -> None:
     (tmp_path / "A.npz").symlink_to(npz(tmp_path, features=V))
     assert inspect_patches(tmp_path / "A.npz", "A").n_patches == 50
-
-
-def test_the_signature_of_a_zarr_folder_follows_its_files(tmp_path: Path) -> None:
-    path = zarr_group(tmp_path, 3, (10, 12), features=V)
-    before = signature(path)
-    assert before[0] > V.nbytes // 20 and before == signature(path)
-    chunk = path / "features" / "c" / "2" / "0"
-    chunk.write_bytes(chunk.read_bytes()[::-1])
-    assert signature(path) != before
-    file = npy(tmp_path, V)
-    assert signature(file) == (file.stat().st_size, file.stat().st_mtime_ns, file.stat().st_ctime_ns)
 
 
 def test_a_cohort_of_every_format(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Readers of other tools' files, one small file a format.
 
-    patches_*   features and coordinates of one slide, behind the seam in `base.py`
+    patches_*   features and coordinates of one slide, behind the seam in `base.py`; `patches_trident` is no format but
+                what TRIDENT's folder names say
     genes_*     expression matrices, behind the seam in `matrix.py`
     case_table, split_table   the user's CSV files
 
@@ -49,17 +50,6 @@ def inspect_patches(path: Path, slide_id: str) -> PatchSource:
     return with_folder_attributes(source)
 
 
-def signature(path: Path) -> tuple[int, int, int]:
-    """Bytes, date of the last write and of the last change (ns) of a patch file.
-
-    Of a zarr folder the sum and the latest over all that is in it: the folder itself does not tell of its files.
-    """
-    inside = sorted(path.rglob("*")) if path.is_dir() else []
-    stats = [place.stat() for place in (path, *inside)]
-    files = [status.st_size for status in stats if not stat.S_ISDIR(status.st_mode)]
-    return sum(files), max(s.st_mtime_ns for s in stats), max(s.st_ctime_ns for s in stats)
-
-
 def _check_opens(path: Path, slide_id: str) -> None:
     """OSError where a file is not there or not readable; a pipe or device, which would wait for ever, is refused."""
     mode = path.stat().st_mode
@@ -71,4 +61,4 @@ def _check_opens(path: Path, slide_id: str) -> None:
         raise unusable("the patch file is no file", path, slide_id, "a file or a zarr folder", "a pipe or device")
 
 
-__all__ = ["PATCH_READERS", "PatchAttributes", "PatchSource", "inspect_patches", "signature"]
+__all__ = ["PATCH_READERS", "PatchAttributes", "PatchSource", "inspect_patches"]

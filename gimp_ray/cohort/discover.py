@@ -148,11 +148,11 @@ def _walk(folder: Path, depth: int, seen: dict[tuple[int, int], Path]) -> _Tree:
     for path in files:
         tree.other[path] = _other_file(path) or _STRAY
     for path in folders:
-        what = _other_folder(path, depth, seen)
-        if what is not None:
-            tree.other[path] = what
-            continue
         try:
+            what = _other_folder(path, depth, seen)
+            if what is not None:
+                tree.other[path] = what
+                continue
             seen[_identity(path)] = path
             if feature_encoder(path.name) is not None:
                 if _direct(path):

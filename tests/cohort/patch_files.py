@@ -180,7 +180,7 @@ FORMATS: dict[str, Format] = {
     "npz, compressed": Format(lambda f, v, c: npz(f, compressed=True, embeddings=v, coords=c.astype(np.int32))),
     "npz, column order": Format(lambda f, v, c: npz(f, features=np.asfortranarray(v), coords=np.asfortranarray(c))),
     "npz, batched": Format(lambda f, v, c: npz(f, feats=v[None], coords=c[None], more=np.zeros(3))),
-    "npz, big-endian float64": Format(_double, dtype=">f8"),
+    "npz, big-endian float64": Format(_double, dtype="float64"),
     "npz without coordinates": Format(lambda f, v, c: npz(f, features=v), coords=False),
     "parquet, lists": Format(lambda f, v, c: parquet(f, pa.table({"features": lists(v), **xy(c)}))),
     "parquet, lists of any size": Format(

@@ -45,7 +45,7 @@ def inspect(path: Path, slide_id: str) -> PatchSource:
             raise ValueError(f"{path.stat().st_size} bytes, its header asks for {header.size}")
     except _FAULTS as error:
         raise unreadable(path, slide_id, "npy", error) from error
-    return patches_h5.with_coords_file(PatchSource(slide_id, path, n_patches, dim, str(header.dtype), False, _chunks))
+    return patches_h5.with_coords_file(PatchSource(slide_id, path, n_patches, dim, header.dtype.name, False, _chunks))
 
 
 def read_header(stream: IO[bytes]) -> Header:

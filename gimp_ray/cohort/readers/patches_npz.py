@@ -62,7 +62,7 @@ def inspect(path: Path, slide_id: str) -> PatchSource:
     if members.coords_header is not None:
         check_coords_shape(members.coords_header.shape, n_patches, path, slide_id)
     attributes = PatchAttributes(coord_unit="px" if known else None)
-    return PatchSource(slide_id, path, n_patches, dim, str(header.dtype), known, _chunks, attributes)
+    return PatchSource(slide_id, path, n_patches, dim, header.dtype.name, known, _chunks, attributes)
 
 
 def _chunks(source: PatchSource, rows: int) -> Iterator[SourceChunk]:

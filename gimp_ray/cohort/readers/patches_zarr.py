@@ -47,7 +47,8 @@ def inspect(path: Path, slide_id: str) -> PatchSource:
             _check_stored(array, path, slide_id)
     of_coords = {} if coords is None else coords.attrs.asdict()
     attributes = named_attributes(root.attrs.asdict(), features.attrs.asdict(), of_coords, coords is not None)
-    return PatchSource(slide_id, path, n_patches, dim, str(features.dtype), coords is not None, _chunks, attributes)
+    dtype = np.dtype(features.dtype).name
+    return PatchSource(slide_id, path, n_patches, dim, dtype, coords is not None, _chunks, attributes)
 
 
 def _chunks(source: PatchSource, rows: int) -> Iterator[SourceChunk]:

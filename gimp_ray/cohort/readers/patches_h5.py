@@ -9,6 +9,7 @@ attributes that nothing downstream uses (save paths).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from gimp_ray.cohort.readers.base import (
     unreadable,
     unusable,
 )
+from gimp_ray.cohort.readers.hdf5_rows import DatasetRows
 from gimp_ray.cohort.readers.patches_trident import is_slide_level
 
 FEATURE_KEYS = ("features", "feats")
@@ -113,12 +115,15 @@ def _chunks(source: PatchSource, rows: int) -> Iterator[SourceChunk]:
             if source.slide_level:
                 yield features[()].reshape(1, source.dim), None
                 return
-            for start in range(0, source.n_patches, rows):
-                stop = min(start + rows, source.n_patches)
-                coords = None
-                if source.has_coords:
-                    coords = integer_coords(_rows(file[COORDS_KEY], start, stop), source.path, source.slide_id)
-                yield _rows(features, start, stop), coords
+            with contextlib.ExitStack() as stack:
+                values = stack.enter_context(DatasetRows(features, source.path))
+                places = stack.enter_context(DatasetRows(file[COORDS_KEY], source.path)) if source.has_coords else None
+                for start in range(0, source.n_patches, rows):
+                    stop = min(start + rows, source.n_patches)
+                    coords = None
+                    if places is not None:
+                        coords = integer_coords(places.read(start, stop), source.path, source.slide_id)
+                    yield values.read(start, stop), coords
     except _FAULTS as error:
         raise unreadable(source.path, source.slide_id, "HDF5", error) from error
 

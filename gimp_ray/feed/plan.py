@@ -11,15 +11,19 @@ a class are different patients. Promise: a case of a class that fills s slots of
 floor(s/n) or ceil(s/n) times; the largest class appears at least once. Natural epochs: every case once, classes
 spread evenly, the last step filled up from the epoch's beginning.
 
-Left out: reading (`windows.py`), Ray (`batches.py`). Plans of 10^6 slides are numpy arrays, never Python lists.
+Left out: reading (`windows.py`), Ray (`batches.py`). Plans of 10^6 slides are numpy arrays and their ids Arrow's, never
+Python lists.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
@@ -31,21 +35,62 @@ Ints = NDArray[np.int64]
 _STREAM, _PLACE, _CLASSES, _NATURAL = 1, 2, 3, 4
 
 
+class Ids:
+    """(n,) ids as bytes of text, where a numpy array has 4 bytes a letter of the longest id: a quarter of the memory.
+
+    Used like such an array: an integer gives an id, a slice or an array of numbers or booleans a numpy array of them,
+    and numpy's functions take it as an array.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: pa.Array | Sequence[str]) -> None:
+        self._values = values if isinstance(values, pa.Array) else pa.array(list(values), pa.string())
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @overload
+    def __getitem__(self, key: int | np.integer[Any]) -> str: ...
+    @overload
+    def __getitem__(self, key: slice | NDArray[np.integer[Any]] | NDArray[np.bool_]) -> NDArray[np.str_]: ...
+    def __getitem__(self, key: Any) -> str | NDArray[np.str_]:
+        if isinstance(key, (int, np.integer)):
+            return str(self._values[int(key)].as_py())
+        rows = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + len(self), rows)
+        return _numpy(self._values.take(pa.array(rows, pa.int64())))
+
+    def __iter__(self) -> Iterator[str]:
+        return (value.as_py() for value in self._values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return _numpy(self._values) if dtype is None else _numpy(self._values).astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"Ids({len(self):,})"
+
+    def tolist(self) -> list[str]:
+        """All of them as Python strings."""
+        ids: list[str] = self._values.to_pylist()
+        return ids
+
+
 @dataclass(frozen=True, eq=False)
 class CohortIndex:
     """The small table a plan is made from: cases, their classes and their slides, all sorted by id.
 
     Attributes:
-        case_ids: (cases,) strings.
+        case_ids: (cases,) ids.
         labels: (cases,) class number of each case.
-        slide_ids: (slides,) strings, grouped by case.
+        slide_ids: (slides,) ids, grouped by case.
         first_slide: (cases + 1,) the slides of case i are first_slide[i] .. first_slide[i + 1].
         slide_patches: (slides,) patches of each slide.
     """
 
-    case_ids: NDArray[np.str_]
+    case_ids: Ids | NDArray[np.str_]
     labels: Ints
-    slide_ids: NDArray[np.str_]
+    slide_ids: Ids | NDArray[np.str_]
     first_slide: Ints
     slide_patches: Ints
 
@@ -123,46 +168,49 @@ class Row:
     mask_seed: NDArray[np.uint64]
 
 
-def index_cases(store: CohortStore, case_ids: tuple[str, ...] | list[str]) -> CohortIndex:
+def index_cases(store: CohortStore, case_ids: Sequence[str]) -> CohortIndex:
     """The index of some of a store's cases; class numbers follow `store.classes`.
 
     Raises:
         InputError: a case is not in the store, or none was given.
     """
-    wanted = np.array(sorted(case_ids), dtype=np.str_)
-    if not len(wanted):
+    if not len(case_ids):
         raise InputError("no case to train on", file=store.path, fix="choose another split or fold")
-    all_ids = store.cases["case_id"].to_numpy(zero_copy_only=False).astype(np.str_)
-    rows = np.searchsorted(all_ids, wanted)
-    missing = (rows >= len(all_ids)) | (all_ids[np.minimum(rows, len(all_ids) - 1)] != wanted)
-    if missing.any():
+    wanted = pa.array(list(case_ids), pa.string())
+    found = pc.index_in(wanted, store.cases["case_id"])
+    if found.null_count:
         raise InputError(
             "a case of the split is not in the store",
             file=store.path,
-            case=str(wanted[missing][0]),
+            case=str(pc.min(wanted.filter(pc.is_null(found)))),
             fix="make the split anew",
         )
-    labels = np.searchsorted(
-        np.array(store.classes, dtype=np.str_),
-        store.cases["label"].to_numpy(zero_copy_only=False).astype(np.str_)[rows],
-    )
-    slide_ids, first, patches = _slides_of(store, wanted)
-    return CohortIndex(wanted, labels.astype(np.int64), slide_ids, first, patches)
+    # the store's cases are sorted by id
+    rows = np.sort(found.to_numpy()).astype(np.int64)
+    labels = pc.index_in(store.cases["label"].take(pa.array(rows)), pa.array(store.classes, pa.string()))
+    if labels.null_count:
+        raise InputError("a case's label is no class of the store", file=store.path, fix="`gimp check STORE` says more")
+    slide_ids, first, patches = _slides_of(store, rows)
+    chosen = _one(store.cases["case_id"].take(pa.array(rows)))
+    return CohortIndex(Ids(chosen), labels.to_numpy().astype(np.int64), slide_ids, first, patches)
 
 
-def _slides_of(store: CohortStore, wanted: NDArray[np.str_]) -> tuple[NDArray[np.str_], Ints, Ints]:
-    """Slides of the wanted cases, grouped by case and sorted by id within one."""
-    if store.slides is None or not store.slides.num_rows:
+def _slides_of(store: CohortStore, rows: Ints) -> tuple[Ids, Ints, Ints]:
+    """Slides of the cases in `rows` of the store's, grouped by case and sorted by id within one."""
+    slides = store.slide_sizes
+    if not slides.num_rows:
         empty = np.zeros(0, dtype=np.int64)
-        return np.zeros(0, dtype=np.str_), np.zeros(len(wanted) + 1, dtype=np.int64), empty
-    slide_ids = store.slides["slide_id"].to_numpy(zero_copy_only=False).astype(np.str_)
-    owners = store.slides["case_id"].to_numpy(zero_copy_only=False).astype(np.str_)
-    patches = store.slides["n_patches"].to_numpy(zero_copy_only=False).astype(np.int64)
-    kept = np.isin(owners, wanted)
-    slide_ids, owners, patches = slide_ids[kept], owners[kept], patches[kept]
-    order = np.lexsort((slide_ids, owners))
-    first = np.concatenate([np.searchsorted(owners[order], wanted), [len(order)]])
-    return slide_ids[order], first.astype(np.int64), patches[order]
+        return Ids([]), np.zeros(len(rows) + 1, dtype=np.int64), empty
+    owner = pc.index_in(slides["case_id"], store.cases["case_id"]).fill_null(-1).to_numpy().astype(np.int64)
+    kept = np.flatnonzero(np.isin(owner, rows))
+    # the store's slides are sorted by id, and a stable sort by case leaves them so
+    order = kept[np.argsort(owner[kept], kind="stable")]
+    first = np.concatenate([np.searchsorted(owner[order], rows), [len(order)]])
+    return (
+        Ids(_one(slides["slide_id"].take(pa.array(order)))),
+        first.astype(np.int64),
+        (slides["n_patches"].to_numpy()[order].astype(np.int64)),
+    )
 
 
 def effective(batching: Batching, index: CohortIndex, world_size: int = 1) -> Batching:
@@ -314,6 +362,15 @@ def _windows(case: Ints, place: NDArray[np.float64], index: CohortIndex, window:
     slide = np.searchsorted(ends, patch, side="right") - 1
     room = np.maximum(index.slide_patches[slide] - window + 1, 1)
     return slide, np.minimum((place[:, 1] * room).astype(np.int64), room - 1)
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
+    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+
+
+def _numpy(values: pa.Array) -> NDArray[np.str_]:
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.str_)
 
 
 def _generator(*key: int) -> np.random.Generator:

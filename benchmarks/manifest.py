@@ -1,0 +1,267 @@
+"""What a store of a million slides costs before a patch is read: `python -m benchmarks.manifest [--slides N]`.
+
+Writes the tables of such a store (no part files, no genes) and measures, each in a process of its own: opening it, a
+fold, the index of its training cases and an epoch's plan, finding slides by id, a pickle of the store, the content
+hash, and `gimp info`. Prints a table. `write_store` also serves the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from gimp_ray.cohort.manifest import FILE, FORMAT, Manifest, store_fingerprint
+from gimp_ray.cohort.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
+from gimp_ray.cohort.splits import fold_table, join_splits
+from gimp_ray.cohort.tables import TableWriter, file_sha256, genes_table
+
+DIM = 1024
+CLASSES = ("BRCA", "COAD", "GBM", "KIRC", "LUAD", "LUSC", "OV", "UCEC")
+_SLIDES_A_PART = 13  # of 10,000 patches x 1,024 float16, in part files of 256 MB
+_MANY = 2000
+
+
+def write_store(place: Path, slides: int, cases: int, folds: int = 5, seed: int = 0) -> None:
+    """Write the tables of a store with made-up TCGA-like ids, and its manifest; the part files it names do not exist.
+
+    Args:
+        place: an empty folder.
+        slides: rows of slides.parquet; at least `cases`.
+        cases: rows of cases.parquet.
+        folds: of the scheme `kfold`.
+        seed: of the ids and sizes.
+    """
+    generator = np.random.default_rng(seed)
+    # every third of the possible ids, so that they are not consecutive
+    case_ids = pa.array([f"TCGA-{_letters(3 * i // 10_000)}-{3 * i % 10_000:04d}" for i in range(cases)])
+    owner = np.sort(np.concatenate([np.arange(cases), generator.integers(0, cases, slides - cases)]))
+    labels = generator.integers(0, len(CLASSES), cases)
+    writer = TableWriter(str(place))
+    sites = pa.array([f"site {i}" for i in range(40)]).take(pa.array(generator.integers(0, 40, cases)))
+    columns = {"case_id": case_ids, "label": pa.array(CLASSES).take(pa.array(labels)), "site": sites}
+    writer.write("cases", _fitting("cases", columns))
+    n_patches = np.clip(generator.lognormal(9.2, 0.7, slides).astype(np.int64), 50, 200_000)
+    writer.write("slides", _slides(case_ids, owner, n_patches, generator))
+    part_of = generator.integers(0, folds, cases)
+    tables = []
+    for fold in range(folds):
+        parts = np.where(part_of == fold, 2, np.where(part_of == (fold + 1) % folds, 1, 0))
+        tables.append(fold_table("kfold", fold, case_ids, parts))
+    writer.write("splits", join_splits(tables))
+    writer.write("sources", table_schema("sources").arrow().empty_table())
+    _write_manifest(place, writer, cases, n_patches)
+
+
+def _write_manifest(place: Path, writer: TableWriter, cases: int, n_patches: np.ndarray) -> None:
+    contents = {name: value for name, value in writer.contents.items() if name != "sources"}
+    manifest = Manifest(
+        format=FORMAT,
+        version=LAYOUT_VERSION,
+        created_by="benchmarks/manifest.py",
+        created_at="2026-01-01T00:00:00+00:00",
+        dim=DIM,
+        dtype="float16",
+        row_group_rows=ROW_GROUP_ROWS,
+        compression="none",
+        patch_order="source",
+        revision=1,
+        encoder=None,
+        magnification=20.0,
+        patch_size=256,
+        overlap=0,
+        coordinates="all",
+        num_cases=cases,
+        num_slides=len(n_patches),
+        num_patches=int(n_patches.sum()),
+        num_genes=0,
+        gene_unit=None,
+        gene_list_sha256=None,
+        classes=CLASSES,
+        files=writer.names,
+        tables=writer.files,
+        schema_versions={name: table_schema(name).version for name in TABLES},
+        superseded=(),
+        members={},
+        fingerprint=store_fingerprint(contents, dim=DIM, dtype="float16", encoder=None, gene_unit=None),
+    )
+    (place / FILE).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _slides(case_ids: pa.Array, owner: np.ndarray, n_patches: np.ndarray, generator: np.random.Generator) -> pa.Table:
+    n = len(owner)
+    owners = case_ids.take(pa.array(owner))
+    marks = generator.bytes(16 * n).hex().upper()
+    slide_ids = [f"{c}-01Z-00-DX1.{_uuid(marks[32 * i : 32 * i + 32])}" for i, c in enumerate(owners.to_pylist())]
+    hashes = generator.bytes(32 * n).hex()
+    groups = -(-n_patches // ROW_GROUP_ROWS)
+    before = np.cumsum(groups) - groups
+    part = np.arange(n) // _SLIDES_A_PART
+    wide = generator.integers(20_000, 120_000, (2, n))
+    columns = {
+        "slide_id": pa.array(slide_ids),
+        "case_id": owners,
+        "file": pa.array([f"patches/part-{i:05d}.parquet" for i in range(part[-1] + 1)]).take(pa.array(part)),
+        "first_row_group": pa.array((before - before[part * _SLIDES_A_PART]).astype(np.int32)),
+        "n_patches": pa.array(n_patches),
+        "has_coords": pa.array(np.ones(n, dtype=bool)),
+        "coord_unit": pa.repeat("px", n),
+        "x_min": pa.array(np.zeros(n, dtype=np.int32)),
+        "y_min": pa.array(np.zeros(n, dtype=np.int32)),
+        "x_max": pa.array((wide[0] - 512).astype(np.int32)),
+        "y_max": pa.array((wide[1] - 512).astype(np.int32)),
+        "patch_size": pa.array(np.full(n, 256, dtype=np.int32)),
+        "patch_level": pa.nulls(n, pa.int32()),
+        "patch_size_level0": pa.array(np.full(n, 512, dtype=np.int32)),
+        "magnification": pa.array(np.full(n, 20, dtype=np.float32)),
+        "overlap": pa.array(np.zeros(n, dtype=np.int32)),
+        "level0_width": pa.array(wide[0].astype(np.int32)),
+        "level0_height": pa.array(wide[1].astype(np.int32)),
+        "encoder": pa.nulls(n, pa.string()),
+        "sha256": pa.array([hashes[64 * i : 64 * i + 64] for i in range(n)]),
+    }
+    return _fitting("slides", columns).sort_by("slide_id")
+
+
+def _fitting(name: str, columns: dict[str, pa.Array]) -> pa.Table:
+    """A table whose columns of the schema have its nullability."""
+    known = {field.name: field for field in table_schema(name).arrow()}
+    fields = [known.get(column, pa.field(column, values.type)) for column, values in columns.items()]
+    return pa.table(list(columns.values()), schema=pa.schema(fields))
+
+
+def _letters(number: int) -> str:
+    signs = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return signs[number // 36 % 36] + signs[number % 36]
+
+
+def _uuid(text: str) -> str:
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+# --- measurements: each runs alone in a fresh process and prints a JSON object
+
+
+def _measure_open(store: str) -> dict[str, Any]:
+    from gimp_ray.cohort import CohortStore
+
+    before, opened = _resident(), _timed(lambda: CohortStore.open(store))
+    return {
+        "s": opened[1],
+        "grown": _resident() - before,
+        "peak": _peak() - before,
+        "pickle": len(pickle.dumps(opened[0])),
+    }
+
+
+def _measure_split(store: str) -> dict[str, Any]:
+    from gimp_ray.cohort import CohortStore
+
+    opened = CohortStore.open(store)
+    before, (split, seconds) = _resident(), _timed(lambda: opened.split("kfold", 0))
+    return {"s": seconds, "grown": _resident() - before, "peak": _peak() - before, "cases": len(split.train)}
+
+
+def _measure_plan(store: str) -> dict[str, Any]:
+    from gimp_ray.cohort import CohortStore
+    from gimp_ray.feed.plan import Batching, epoch_plan, index_cases
+
+    opened = CohortStore.open(store)
+    cases = opened.split("kfold", 0).train
+    before = _resident()
+    index, indexed = _timed(lambda: index_cases(opened, cases))
+    grown = _resident() - before
+    plan, planned = _timed(lambda: epoch_plan(0, 0, 8, index, Batching(window=6000)))
+    _, natural = _timed(lambda: epoch_plan(0, 0, 8, index, Batching(balance="natural", window=6000)))
+    return {
+        "index_s": indexed, "plan_s": planned, "natural_s": natural, "grown": grown, "peak": _peak() - before,
+        "pickle": len(pickle.dumps(index)), "steps": plan.steps,
+    }  # fmt: skip
+
+
+def _measure_lookup(store: str) -> dict[str, Any]:
+    from gimp_ray.cohort import CohortStore
+
+    opened = CohortStore.open(store)
+    rows = np.random.default_rng(0).integers(0, opened.slides.num_rows, _MANY)
+    wanted = opened.slides["slide_id"].take(pa.array(rows)).to_pylist()
+    found, seconds = _timed(lambda: [opened._slide_row(slide_id) for slide_id in wanted])
+    assert found == rows.tolist()
+    return {"s": seconds / _MANY}
+
+
+def _measure_hashes(store: str) -> dict[str, Any]:
+    from pyarrow import fs
+
+    from gimp_ray.cohort import CohortStore
+    from gimp_ray.cohort.manifest import content_sha256
+
+    opened = CohortStore.open(store)
+    tables = {name: opened.table(name) for name in ("cases", "slides", "splits")}
+    files = [str(Path(store, name)) for name in opened.manifest.tables]
+    local = fs.LocalFileSystem()
+    return {
+        "contents_s": sum(_timed(lambda t=table: content_sha256(t))[1] for table in tables.values()),  # type: ignore[misc]
+        "files_s": sum(_timed(lambda f=file: file_sha256(local, f))[1] for file in files),  # type: ignore[misc]
+        "bytes": sum(os.path.getsize(file) for file in files),
+    }
+
+
+_MEASURES: dict[str, Callable[[str], dict[str, Any]]] = {
+    name.removeprefix("_measure_"): function for name, function in list(globals().items()) if name.startswith("_measure_")
+}  # fmt: skip
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Write the tables, run the measurements, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slides", type=int, default=1_000_000)
+    parser.add_argument("--cases", type=int, help="nine tenths of the slides by default")
+    parser.add_argument("--store", type=Path, help="keep the tables here and use them again")
+    parser.add_argument("--measure", choices=sorted(_MEASURES), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(_MEASURES[options.measure](str(options.store))))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        store = options.store or Path(scratch, "store")
+        if not (store / FILE).exists():
+            store.mkdir(parents=True)
+            cases = options.cases or options.slides * 9 // 10
+            print(f"writing {options.slides:,} slides of {cases:,} cases: ", end="", flush=True)
+            print(f"{_timed(lambda: write_store(store, options.slides, cases))[1]:.1f} s")
+        for name in _MEASURES:
+            command = [sys.executable, "-m", "benchmarks.manifest", "--measure", name, "--store", str(store)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            print(f"{name:8} {result.stdout.strip() or result.stderr[-2000:]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -94,7 +94,7 @@ class Roll:
             sizes: patches of each slide, for the rule `largest`.
 
         Raises:
-            ConfigError: an unknown rule, or `largest` without sizes.
+            ConfigError: an unknown rule, or `largest` without the size of a slide.
         """
         names = sorted(self.slides)
         _, reasons = choose_slides(names, [self.slides[slide_id] for slide_id in names], sizes, rule)

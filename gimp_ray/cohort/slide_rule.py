@@ -26,7 +26,7 @@ def choose_slides(
     Args:
         slide_ids: (n,) slides.
         case_ids: (n,) case of each.
-        sizes: patches of each slide, for `largest`; a slide it lacks has none.
+        sizes: patches of each slide, for `largest`.
         rule: `all`; `DX`: diagnostic slides (`-DX1`, `-DX2`, ... in the name); `DX1`: of each case the diagnostic slide
             of the lowest number; `largest`: of each case the slide with most patches. Ties go by slide id.
 
@@ -34,7 +34,7 @@ def choose_slides(
         (n,) bool, kept; and the reason of each slide that is not, None for the others.
 
     Raises:
-        ConfigError: an unknown rule, or `largest` without sizes.
+        ConfigError: an unknown rule, or `largest` without the size of a slide.
     """
     if rule not in SLIDE_RULES:
         raise ConfigError("there is no such slide rule", expected=", ".join(SLIDE_RULES), found=repr(rule))
@@ -45,9 +45,12 @@ def choose_slides(
         if rule == "DX1":
             _keep_first(slide_ids, case_ids, numbers, "not the first diagnostic slide of its case (rule DX1)", reasons)
     elif rule == "largest":
-        if sizes is None:
-            raise ConfigError("the slide rule largest needs the number of patches of each slide")
-        order = [-sizes.get(slide_id, 0) for slide_id in slide_ids]
+        without = [slide_id for slide_id in slide_ids if sizes is None or slide_id not in sizes]
+        if sizes is None or without:
+            raise ConfigError(
+                "the slide rule largest needs the number of patches of each slide", case=next(iter(without), None)
+            )
+        order = [-sizes[slide_id] for slide_id in slide_ids]
         _keep_first(slide_ids, case_ids, order, "not the largest slide of its case (rule largest)", reasons)
     return np.array([reason is None for reason in reasons], dtype=bool), reasons
 

@@ -124,6 +124,24 @@ def test_cbioportal_patients_and_samples(tmp_path: Path) -> None:
     assert "the event is known without a time in 1 cases: TCGA-XN-A8T3" in notes
 
 
+def test_the_table_cbioportal_offers_for_download(tmp_path: Path) -> None:
+    text = (
+        "Study ID\tPatient ID\tSample ID\tDiagnosis Age\tCancer Type\t"
+        "Overall Survival (Months)\tOverall Survival Status\n"
+        "luad\tTCGA-05-4244\tTCGA-05-4244-01\t70\tLung\t1.5\t1:DECEASED\n"
+        "luad\tTCGA-05-4244\tTCGA-05-4244-02\t70\tLung\t1.5\t1:DECEASED\n"
+    )
+    table = _read(_write(tmp_path / "clinical_data.tsv", text))
+    assert (table.case_ids, table.labels) == (["TCGA-05-4244"], ["Lung"])
+    assert [_column(table, name) for name in ("survival_months", "event", "age")] == [[1.5], [True], [70.0]]
+
+
+def test_times_without_events(tmp_path: Path) -> None:
+    table = _read(_write(tmp_path / "t.csv", "case_id,label,survival_months\na,x,5\n"))
+    assert table.extra.schema.field("survival_months").type == pa.float64()
+    assert "event" not in table.extra.column_names and "no censorship" in table.notes[0]
+
+
 def test_other_endpoints(tmp_path: Path) -> None:
     paths = _portal(tmp_path)
     for name in ("DFS", "DFI"):
@@ -260,6 +278,9 @@ def test_options_that_name_no_column_are_refused(tmp_path: Path) -> None:
         _read(_write(tmp_path / "u.csv", "case_id,grade\na,x\n"))
     with pytest.raises(InputError, match="no case_id column"):
         _read(_write(tmp_path / "v.csv", "slide_id,label\na,x\n"))
+    with pytest.raises(InputError, match="no label column") as caught:
+        _read(_write(tmp_path / "w.csv", "case_id;label\na;x\n"))
+    assert "not by ;" in (caught.value.fix or "")
     with pytest.raises(ConfigError, match="no case table"):
         read_cases([])
 
@@ -274,6 +295,17 @@ def test_a_slide_list_with_a_clinical_table(tmp_path: Path) -> None:
         assert _column(table, "age") == [50, 50, 60.5, None]
         assert "1 cases of slides.csv are not in clinical.csv, such as X" in table.notes
         assert "1 cases of clinical.csv are not in slides.csv, and are not used, such as C" in table.notes
+
+
+def test_the_said_slide_column_decides_which_table_has_slides(tmp_path: Path) -> None:
+    labels = _write(tmp_path / "labels.csv", "case_id,label,filename\nA,x,report.pdf\nA,x,report.pdf\n")
+    slides = _write(tmp_path / "slides.csv", "case_id,image\nA,A1.svs\nA,A2.svs\n")
+    table = read_cases([labels, slides], CaseOptions(slide_column="image"))
+    assert (table.path, table.slide_ids, table.labels) == (slides, ["A1", "A2"], ["x", "x"])
+    assert _column(table, "filename") == ["report.pdf"] * 2
+    bare = _write(tmp_path / "bare.csv", "case_id,label\nA,x\nA,x\n")
+    table = read_cases([bare, slides], CaseOptions(slide_column="image"))
+    assert table.labels == ["x", "x"] and table.extra.column_names == []
 
 
 def test_joined_columns_of_one_name(tmp_path: Path) -> None:

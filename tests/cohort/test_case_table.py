@@ -28,14 +28,14 @@ def test_several_slides_a_case(sources: Sources) -> None:
 
 def test_extra_columns_keep_their_types_and_go_where_they_vary(sources: Sources) -> None:
     write_h5(sources.patches / "A0-DX2.h5", features(30), grid(30))
-    header = ("case_id", "slide_id", "label", "age", "site", "n_patches", "stain_year", "never")
+    header = ("case_id", "slide_id", "label", "blocks", "site", "n_patches", "stain_year", "never")
     rows = [[*row, 50 + i, "05", 1, 2000 + i, ""] for i, row in enumerate(sources.rows)]
     rows.append(["A0", "A0-DX2", "LUAD", 50, "05", 2, 2020, ""])
     write_csv(sources.cases, header, rows)
     store = sources.store()
-    assert store.cases.schema.names == ["case_id", "label", "age", "site", "never"]
-    assert store.cases.schema.field("age").type == pa.int64()
-    assert store.cases["age"].to_pylist() == [50, 51, 52, 53, 54, 55]
+    assert store.cases.schema.names == ["case_id", "label", "blocks", "site", "never"]
+    assert store.cases.schema.field("blocks").type == pa.int64()
+    assert store.cases["blocks"].to_pylist() == [50, 51, 52, 53, 54, 55]
     assert store.cases.schema.field("never").type == pa.string()
     by_slide = {row["slide_id"]: row for row in store.slides.to_pylist()}
     assert (by_slide["A0-DX1"]["stain_year"], by_slide["A0-DX2"]["stain_year"]) == (2000, 2020)

@@ -55,6 +55,9 @@ def test_the_largest_slide() -> None:
     assert _kept("largest", [DX1, DX2, FROZEN], sizes) == [FROZEN], "ties by slide id"
     with pytest.raises(ConfigError, match="needs the number of patches"):
         choose_slides([DX1], [CASE], None, "largest")
+    with pytest.raises(ConfigError, match="needs the number of patches") as caught:
+        choose_slides([DX1, DX2], [CASE] * 2, {DX1: 5}, "largest")
+    assert caught.value.case == DX2
     with pytest.raises(ConfigError, match="no such slide rule"):
         choose_slides([DX1], [CASE], None, "biggest")
 

@@ -44,9 +44,9 @@ class CaseOptions:
     """Choices on the case table.
 
     Args:
-        case_column: the column of cases; None: recognised by its name. With several files, of those that have it.
-        slide_column: the column of slides, likewise.
-        label_column: the column of labels, likewise.
+        case_column: the column of cases; None: recognised by its name, as it is in a file that does not have this one.
+        slide_column: the column of slides; None: recognised. A file that does not have this one has no slides.
+        label_column: the column of labels; None: recognised. A file that does not have this one has no labels.
         labels: label as the table has it -> label to store, None to leave its cases out; others stay as they are.
         slides: which slides of a case are kept: `all`, `DX` (TCGA's diagnostic slides), `DX1` (the first of them),
             `largest` (the one with most patches).

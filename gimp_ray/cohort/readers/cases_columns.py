@@ -65,12 +65,15 @@ def no_column(role: str, names: Sequence[str], path: Path) -> InputError:
     """The refusal of a table without a column that has the role."""
     own = USUAL_NAMES[role][0]
     shown = ", ".join(names[:30]) + (f" and {len(names) - 30:,} more" if len(names) > 30 else "")
+    fix = f"name the column that holds the {'class' if role == 'label' else role} {own!r}, or say {role}_column=NAME"
+    if len(names) == 1 and ";" in names[0]:
+        fix = "separate the columns by commas or tabs, not by ;"
     return InputError(
         f"the case table has no {own} column",
         file=path,
         expected=f"one of {', '.join(USUAL_NAMES[role])}, or the option {role}_column",
         found=shown or "no columns",
-        fix=f"name the column that holds the {'class' if role == 'label' else role} {own!r}, or say {role}_column=NAME",
+        fix=fix,
     )
 
 

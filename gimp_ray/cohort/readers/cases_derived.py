@@ -14,7 +14,7 @@ Left out: stage and grade, whose systems differ.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +25,8 @@ from gimp_ray.cohort.readers.cases_survival import DAYS_A_YEAR, ENDPOINTS, Endpo
 from gimp_ray.errors import InputError
 
 _TCGA_SITE = re.compile(r"TCGA-([A-Z0-9]{2})-[A-Z0-9]{4}(?=$|[-_.])", re.IGNORECASE)
-_AGES = ("age", "age_at_index", "demographic.age_at_index", "age_at_initial_pathologic_diagnosis", "age_at_diagnosis",
+_AGES = ("age", "age_at_index", "demographic.age_at_index", "age_at_initial_pathologic_diagnosis",
+    "diagnosis_age", "age_at_diagnosis",
          "diagnoses.age_at_diagnosis")  # fmt: skip
 _SEXES = ("sex", "is_female", "gender", "sex_at_birth", "demographic.sex_at_birth", "demographic.gender")
 _SEX_WORDS = {"female": "female", "f": "female", "male": "male", "m": "male"}
@@ -99,8 +100,7 @@ def _survival(table: _Table, survival: str, path: Path) -> None:
                 found=", ".join(sorted(found)) or "no survival at all",
                 fix="choose another endpoint by the option survival",
             )
-        if found:
-            table.notes.append(f"no overall survival; the option survival can take {', '.join(sorted(found))}")
+        _without_endpoint(table, found)
         return
     endpoint = found[wanted]
     negative = [months is not None and months < 0 for months in endpoint.months]
@@ -113,6 +113,16 @@ def _survival(table: _Table, survival: str, path: Path) -> None:
     lost = [m is None and e is not None and not bad for (m, e), bad in zip(pairs, negative, strict=True)]
     table.count("the event is known without a time", lost)
     table.count("the time is known without an event", [m is not None and e is None for m, e in pairs])
+
+
+def _without_endpoint(table: _Table, found: Collection[str]) -> None:
+    """What is said where there is no overall survival; times without an event are numbers all the same."""
+    if found:
+        table.notes.append(f"no overall survival; the option survival can take {', '.join(sorted(found))}")
+    elif "survival_months" in table.table.column_names:
+        months = [number_of(value) for value in table.table["survival_months"].to_pylist()]
+        table.put("survival_months", months, pa.float64(), number_of)
+        table.notes.append("survival_months has no censorship or event beside it")
 
 
 def _endpoints(table: pa.Table) -> dict[str, Endpoint]:

@@ -90,7 +90,7 @@ def read_part(
     Args:
         file: the file, its header read.
         case_column: its column of cases; None, or a column it does not have: recognised.
-        slide_column: likewise; a file may have none.
+        slide_column: its column of slides; None: recognised. A file may have none.
         label_column: its column of labels; None for none.
         renamed: label as written -> label, None to drop it.
 
@@ -99,7 +99,9 @@ def read_part(
     """
     known = format_of(file)
     case = _case_column(file, known, case_column)
-    slide = slide_column if slide_column in file.names else one_of("slide", candidates("slide", file.names), file.path)
+    slide = slide_column if slide_column in file.names else None
+    if slide_column is None:
+        slide = one_of("slide", candidates("slide", file.names), file.path)
     roles = {name for name in (case, slide, label_column) if name is not None}
     molecular = [name for name in molecular_columns(file.names) if name not in roles]
     unnamed = [name for name in file.names if name not in roles and (not name or _COUNTER.fullmatch(name))]

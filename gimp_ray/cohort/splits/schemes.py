@@ -268,7 +268,7 @@ def _leave_one_out(
         found = f"{len(values):,} values, such as {', '.join(values[:3])}"
         expected = f"a column with at most {_MOST_FOLDS:,} values: every value is a fold"
         raise InputError(f"{name} has too many folds", expected=expected, found=found, fix="name another column")
-    val = shares[_VAL] / (shares[_TRAIN] + shares[_VAL]) or SHARES[_VAL]
+    val = shares[_VAL] / (shares[_TRAIN] + shares[_VAL])
     tables, notes, mixed = [], [], 0
     for fold, value in enumerate(values):
         part_of = np.full(cohort.patients, _TEST, dtype=np.int64)

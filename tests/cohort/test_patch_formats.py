@@ -43,6 +43,7 @@ from patch_files import (
 )
 
 from gimp_ray.cohort import CohortStore
+from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.readers import PATCH_READERS, PatchSource, inspect_patches, patches_parquet
 from gimp_ray.cohort.readers.base import exact_chunks
 from gimp_ray.errors import InputError
@@ -619,23 +620,24 @@ def test_files_named_by_case(sources: Sources) -> None:
 
 
 def test_a_cohort_of_slide_vectors(sources: Sources) -> None:
-    folder = sources.root / "slide_features_titan"
     for slide_id, bag in sources.bags.items():
-        slide_level_h5(folder / f"{slide_id}.h5", bag[0], sources.coords[slide_id], **TRIDENT)
-    shutil.rmtree(sources.patches)
-    folder.rename(sources.patches)
-    with pytest.raises(InputError, match="nothing is left"):
-        sources.ingest()  # in a folder of another name nothing says that these are slide-level vectors
-    sources.patches.rename(folder)
-    sources.patches.symlink_to(sources.root / "elsewhere")
-    with pytest.raises(InputError, match="no such folder"):
-        sources.ingest()
-    sources.patches.unlink()
-    (sources.root / "patches").mkdir()
-    folder.rename(sources.patches / "slide_features_titan")
+        path = sources.patches / "slide_features_titan" / f"{slide_id}.h5"
+        slide_level_h5(path, bag[0], sources.coords[slide_id], **TRIDENT)
+        (sources.patches / f"{slide_id}.h5").unlink()
     with pytest.raises(InputError, match="no patch features") as caught:
         sources.ingest()
     assert "slide-level" in (caught.value.found or "")
+    report = ingest_cohort(
+        patches=sources.patches / "slide_features_titan",
+        genes=sources.genes,
+        cases=sources.cases,
+        out=sources.out,
+        options=IngestOptions(workers=1, progress=False, strict=True),
+    )
+    store = CohortStore.open(sources.out)
+    assert (store.manifest.encoder, store.manifest.coordinates, store.manifest.num_patches) == ("titan", "none", 6)
+    np.testing.assert_array_equal(store.read_bag("B1-DX1"), sources.bags["B1-DX1"][:1].astype(np.float16))
+    assert "6 of 6 slides are one vector of the slide each: a bag of one patch" in report.notes
 
 
 def _magnifications(sources: Sources) -> None:

@@ -146,7 +146,8 @@ def load_samples(found: SampleFiles, places: Sequence[int], sheet: SampleSheet |
         said.append(before if sample.unit is None else SaidUnit(path, content=sample.unit))
     if first is None:
         raise next(iter(damages.values()))
-    return LoadedSamples(first.gene_ids.to_pylist(), first.gene_columns, values, _each_once(said), damages, hashes)
+    columns: GeneColumns = {name: column.to_pylist() for name, column in first.gene_columns.items()}
+    return LoadedSamples(first.gene_ids.to_pylist(), columns, values, _each_once(said), damages, hashes)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -128,7 +128,9 @@ def _open(
     single = [path for path in paths if path.is_dir() or _is_sample(path)]
     files = gene_files.find_sample_files(single) if single else None
     sheet_path = sample_sheet
-    if sheet_path is None and files is not None and len(files.sheets) == 1:
+    if sheet_path is None and files is not None and files.sheets:
+        if len(files.sheets) > 1:
+            raise _several_sheets(files.sheets)
         sheet_path = files.sheets[0]
         sources.notes.append(f"samples are matched by the sample sheet {sheet_path.name} that lies with the gene files")
     if sheet_path is not None:
@@ -345,6 +347,16 @@ def _refuse_twice(samples: Sequence[Sample], matrices: Sequence[SampleMatrix]) -
                 found=f"{known.path} and {sample.path}",
                 fix="give one of the files, or remove the sample from one",
             )
+
+
+def _several_sheets(sheets: Sequence[Path]) -> InputError:
+    return InputError(
+        "several sample sheets lie with the gene files",
+        file=sheets[0].parent,
+        expected="one sample sheet, or none and barcodes in the names",
+        found=", ".join(str(path) for path in sheets[:5]),
+        fix="name the one that holds with the sample sheet option",
+    )
 
 
 def _unlike_rows(path: Path, options: GeneOptions) -> InputError:

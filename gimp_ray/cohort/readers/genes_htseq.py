@@ -15,6 +15,8 @@ import pyarrow.compute as pc
 from gimp_ray.cohort.readers.genes_head import FileHead, is_number
 from gimp_ray.cohort.readers.genes_samples import SampleValues, damaged, read_table, sample_values, unzipped
 
+# a matrix of one sample whose name is a number has a header
+_HEADER_WORDS = ("", "gene", "genes", "gene_id", "gene_name", "symbol", "id", "sample", "ensembl_id")
 _UNITS = (
     (r"fpkm[-_]uq", "FPKM-UQ"),
     (r"fpkm", "FPKM"),
@@ -26,7 +28,9 @@ _UNITS = (
 def fits(head: FileHead) -> bool:
     """Whether the first line is a name and a number, as in every line of these files."""
     fields = head.fields()
-    return head.is_text and len(fields) == 2 and not is_number(fields[0]) and is_number(fields[1])
+    if not head.is_text or len(fields) != 2 or "\t" not in head.lines[0] or fields[0].lower() in _HEADER_WORDS:
+        return False
+    return not is_number(fields[0]) and is_number(fields[1])
 
 
 def unit_hint(name: str) -> str | None:

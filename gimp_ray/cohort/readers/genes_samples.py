@@ -15,18 +15,20 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from gimp_ray.cohort.readers.matrix import GeneColumns
 from gimp_ray.errors import InputError
 
 
 @dataclass(frozen=True)
 class SampleValues:
-    """One sample: `gene_ids` (G,) strings, `values` (G,) float32; `unit` where the content says it."""
+    """One sample: `gene_ids` (G,) strings, `values` (G,) float32; `unit` where the content says it.
+
+    `gene_columns` are strings of Arrow, for every file has them and only those of the first are looked at.
+    """
 
     gene_ids: pa.Array
     values: np.ndarray
     unit: str | None = None
-    gene_columns: GeneColumns = field(default_factory=dict)
+    gene_columns: dict[str, pa.Array] = field(default_factory=dict)
 
 
 def unzipped(path: Path, data: bytes) -> bytes:
@@ -57,7 +59,7 @@ def read_table(path: Path, text: bytes, names: list[str], skipped: int, types: d
         raise damaged(path, str(error)[:300]) from error
 
 
-def sample_values(table: pa.Table, unit: str | None, gene_columns: GeneColumns | None = None) -> SampleValues:
+def sample_values(table: pa.Table, unit: str | None, gene_columns: dict[str, pa.Array] | None = None) -> SampleValues:
     """The sample of a table whose first two columns are gene ids and float32 values; a missing value is NaN."""
     ids = table.column(0).combine_chunks()
     values = np.array(table.column(1).to_numpy(), dtype=np.float32)

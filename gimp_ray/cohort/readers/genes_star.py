@@ -69,5 +69,4 @@ def read(path: Path, data: bytes, column: str) -> SampleValues:
     types = {"gene_id": pa.string(), column: pa.float32(), **dict.fromkeys(beside, pa.string())}
     table = read_table(path, text, names, skipped + 1, types)
     table = table.filter(pc.invert(pc.is_in(table["gene_id"], value_set=pa.array(_NO_GENES))))
-    columns = {_BESIDE[name]: [value or None for value in table[name].to_pylist()] for name in beside}
-    return sample_values(table, UNITS.get(column), columns)
+    return sample_values(table, UNITS.get(column), {_BESIDE[name]: table[name].combine_chunks() for name in beside})

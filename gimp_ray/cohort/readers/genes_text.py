@@ -27,19 +27,20 @@ from gimp_ray.cohort.readers.matrix import EVERYTHING, RawMatrix, ReadRequest
 from gimp_ray.errors import InputError
 
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "[Not Available]")
-# a header of 60,000 gene ids is over a megabyte, and a line must fit a block
-_BLOCK_BYTES = 32 << 20
+# a line must fit a block, and lines of 60,000 genes are about half a megabyte
+_BLOCK_BYTES, _BLOCK_LINES = 4 << 20, 64
 _PEEKED_ROWS, _PEEKED_CELLS = 20, 50_000
 
 
 @dataclass(frozen=True)
 class TableHead:
-    """The shape of a text table: `skipped` lines come before its rows, header included."""
+    """The shape of a text table: `skipped` lines come before its rows, header included; the longest line seen."""
 
     separator: str
     names: list[str]
     skipped: int
     first_rows: list[list[str]]
+    longest: int
 
 
 def fits(head: FileHead) -> bool:
@@ -79,7 +80,8 @@ def read_table_head(path: Path) -> TableHead:
         raise bad_table(path, str(error)) from error
     if first and len(first[0]) == len(names) + 1:
         names = ["", *names]
-    return TableHead(separator, names, skipped + 1, [row for row in first if row])
+    longest = max([len(line), *(sum(map(len, row)) + len(row) for row in first)])
+    return TableHead(separator, names, skipped + 1, [row for row in first if row], longest)
 
 
 def _kinds_of_columns(head: TableHead, path: Path) -> tuple[list[int], list[int]]:
@@ -102,10 +104,11 @@ def _batches(path: Path, head: TableHead, numeric: Sequence[int], texts: Sequenc
     numbered = [str(i) for i in range(len(head.names))]
     types = {**dict.fromkeys(numbered, pa.float32()), **{numbered[i]: pa.string() for i in (0, *texts)}}
     chosen = [numbered[i] for i in (0, *texts, *numeric)]
+    block_size = max(_BLOCK_BYTES, _BLOCK_LINES * head.longest)
     try:
         stream = csv.open_csv(
             open_bytes(path),
-            read_options=csv.ReadOptions(column_names=numbered, skip_rows=head.skipped, block_size=_BLOCK_BYTES),
+            read_options=csv.ReadOptions(column_names=numbered, skip_rows=head.skipped, block_size=block_size),
             parse_options=csv.ParseOptions(delimiter=head.separator),
             convert_options=csv.ConvertOptions(
                 column_types={name: types[name] for name in chosen},

@@ -142,6 +142,9 @@ def samples_by_genes(raw: RawMatrix, orientation: str, ways: Sequence[Callable[[
         if found is None:
             return None
         orientation = found
+    if (raw.kept_columns if orientation == CASES_BY_GENES else raw.kept_rows) is not None:
+        # the reader kept the samples of the other axis
+        raise _other_axis(raw, orientation)
     if orientation == CASES_BY_GENES:
         samples, genes, values, kept = raw.row_ids, raw.column_ids, raw.values, raw.kept_rows
     else:
@@ -166,6 +169,18 @@ def _recognise(raw: RawMatrix, ways: Sequence[Callable[[str], bool]]) -> str | N
         if rows or columns:
             return CASES_BY_GENES if rows else GENES_BY_CASES
     return None
+
+
+def _other_axis(raw: RawMatrix, orientation: str) -> InputError:
+    other = GENES_BY_CASES if orientation == CASES_BY_GENES else CASES_BY_GENES
+    return InputError(
+        "the gene matrix has its cases on the other axis",
+        file=raw.path,
+        expected=f"gene orientation {other} or auto, as the file has it",
+        found=f"gene orientation {orientation}; rows such as {', '.join(raw.row_ids[:3])}, "
+        f"columns such as {', '.join(raw.column_ids[:3])}",
+        fix=f"say gene orientation {other}",
+    )
 
 
 def _refuse_twice(ids: Sequence[str], path: Path) -> None:

@@ -86,22 +86,20 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
 
     @main.command(name, context_settings=ANY_KEYS, help=f"{about}\n\n{KEYS_NOTE}\n\n\b\nExample:\n  {example}")
     @click.option("--store", help="The cohort store.")
-    @click.option("--run", "run_dir", help="The run folder; an existing one is continued.")
+    @click.option("--run", "run_dir", help="The run folder, or its s3:// URI; an existing one is continued.")
     @click.option("--config", type=click.Path(path_type=Path), help="YAML with config keys.")
     @click.pass_context
     def verb(ctx: click.Context, store: str | None, run_dir: str | None, config: Path | None) -> None:
         from gimp_ray import pipeline
 
-        overrides = overrides_of(ctx.args)
+        overrides, config = overrides_of(ctx.args), _fetched(config)
         if stage is not None:
             overrides = {_for_stage(key, stage): value for key, value in overrides.items()}
         if store is not None:
             overrides["store"] = store
         where = run_dir or (load_config(config).run if config else None)
         resolved = (
-            pipeline.load_run_config(Path(where), overrides, config)
-            if where is not None
-            else load_config(config, overrides)
+            pipeline.load_run_config(where, overrides, config) if where is not None else load_config(config, overrides)
         )
         pipeline.run_folder_of(resolved)
         work = {
@@ -113,7 +111,7 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
         }[name]
         run = work(resolved)
         outcome = run.record()["attempts"][-1]["status"]
-        click.echo(f"{name}: {outcome}, see {run.path / 'summary.md'}")
+        click.echo(f"{name}: {outcome}, see {run.place_of(run.path / 'summary.md')}")
 
 
 _run_verb(
@@ -166,36 +164,32 @@ def sweep(
     Example:
       gimp sweep --store store --run sweeps/a --trials 8 --train.epochs 20
     """
+    from gimp_ray.run_folder import RunFolder
+    from gimp_ray.run_mirror import local_file
     from gimp_ray.sweeps.search import SweepConfig, search
 
     overrides = overrides_of(ctx.args) | ({"store": store} if store else {}) | {"run": run_dir}
     settings = {key: value for key, value in given.items() if value is not None}
     if space is not None:
-        settings["space"] = read_yaml(space)
+        settings["space"] = read_yaml(local_file(space))
     try:
-        folder = search(load_config(config, overrides), SweepConfig(**settings))
+        search(load_config(_fetched(config), overrides), SweepConfig(**settings))
     except ValidationError as error:
         raise ConfigError("the search is not well described", file=space, found=str(error.errors()[0]["msg"])) from None
-    click.echo(f"sweep: done, see {folder / 'trials.json'} and {folder / 'best.yaml'}")
+    named = RunFolder(run_dir)
+    trials, best = (named.place_of(named.path / name) for name in ("trials.json", "best.yaml"))
+    click.echo(f"sweep: done, see {trials} and {best}")
 
 
 @main.command(context_settings=ANY_KEYS)
-@click.option(
-    "--run", "run_dir", type=click.Path(path_type=Path), required=True, help="A run folder with a trained model."
-)
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path),
-    help="A model file; the run's fine-tuned, else pre-trained one by default.",
-)
+@click.option("--run", "run_dir", required=True, help="A run folder with a trained model, or its s3:// URI.")
+@click.option("--model", help="A model file or URI; the run's fine-tuned, else pre-trained one by default.")
 @click.option("--store", help="The store to embed; the run's own by default.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Parquet file to write; RUN/embeddings.parquet by default."
-)
+@click.option("--out", help="Parquet file or URI to write; RUN/embeddings.parquet by default.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML laid over the run's own config.")
 @click.pass_context
 def embed(
-    ctx: click.Context, run_dir: Path, model: Path | None, store: str | None, out: Path | None, config: Path | None
+    ctx: click.Context, run_dir: str, model: str | None, store: str | None, out: str | None, config: Path | None
 ) -> None:
     """Write CLS_pat of every case of a store, from whole bags, as Parquet keyed by case.
 
@@ -207,10 +201,10 @@ def embed(
     from gimp_ray.run_folder import RunFolder
 
     overrides = overrides_of(ctx.args) | ({"store": store} if store else {})
-    resolved = pipeline.load_run_config(run_dir, overrides, config)
+    resolved = pipeline.load_run_config(run_dir, overrides, _fetched(config))
     run = RunFolder(run_dir)
-    file = model or run.model_file("finetune" if run.stage_done("finetune") else "pretrain")
-    click.echo(f"wrote {pipeline.embed(resolved, file, out or run_dir / 'embeddings.parquet')}")
+    file = model or run.place_of(run.model_file("finetune" if run.stage_done("finetune") else "pretrain"))
+    click.echo(f"wrote {pipeline.embed(resolved, file, out or run.place_of(run.path / 'embeddings.parquet'))}")
 
 
 @main.command(context_settings=ANY_KEYS)
@@ -275,6 +269,15 @@ def keys() -> None:
     """
     for key, default, meaning in describe_keys():
         click.echo(f"{key:32} {default:14} {meaning}")
+
+
+def _fetched(file: Path | None) -> Path | None:
+    """A file given by path or URI as a local path."""
+    if file is None:
+        return None
+    from gimp_ray.run_mirror import local_file
+
+    return local_file(file)
 
 
 def _for_stage(key: str, stage: str) -> str:

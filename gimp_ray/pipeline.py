@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gimp_ray.cohort import CohortStore
@@ -17,9 +17,10 @@ from gimp_ray.config import Config
 from gimp_ray.config_files import build_config, differences, load_config, read_yaml, to_yaml, with_absolute_paths
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
-from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
-from gimp_ray.run_folder import STAGES, RunFolder, attempt, environment, write_json, write_text
+from gimp_ray.places import is_uri
+from gimp_ray.run_folder import STAGES, RunFolder, as_place, attempt, environment, write_json, write_text
 from gimp_ray.tasks import CohortEmbedding, Finetuning, GenePretraining, GimpPretraining
 from gimp_ray.tasks.planned import open_store
 
@@ -39,11 +40,11 @@ def pretrain(config: Config) -> RunFolder:
 
 def finetune(config: Config) -> RunFolder:
     """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says."""
-    run = run_folder_of(config)
+    run = _looked_at(config)
     if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
         raise InputError(
             "this run has no pre-trained model to fine-tune",
-            file=run.model_file("pretrain"),
+            file=run.place_of(run.model_file("pretrain")),
             fix="run `gimp pretrain` on it first, or give --finetune.init FILE.safetensors, or --finetune.init scratch",
         )
     return _run(config, [*(_genes_first(config) if config.finetune.init == "scratch" else []), "finetune"])
@@ -51,11 +52,11 @@ def finetune(config: Config) -> RunFolder:
 
 def evaluate(config: Config) -> RunFolder:
     """Predictions, metrics with intervals, reference rows, figures and `summary.md` of a fine-tuned run."""
-    run = run_folder_of(config)
+    run = _looked_at(config)
     if not run.stage_done("finetune"):
         raise InputError(
             "this run has no fine-tuned model to evaluate",
-            file=run.model_file("finetune"),
+            file=run.place_of(run.model_file("finetune")),
             fix="run `gimp finetune` on it first",
         )
     return _run(config, [], evaluated=True)
@@ -68,32 +69,44 @@ def run_all(config: Config) -> RunFolder:
     return _run(config, [*first, *wanted, "finetune"], evaluated=True)
 
 
-def embed(config: Config, model: Path, out: Path, parts: list[str] | None = None) -> Path:
-    """CLS_pat of every case of the config's store, or of some parts of its split, under a trained model, as Parquet."""
-    config, model, out = with_absolute_paths(config), model.resolve(), out.resolve()
-    job = _embed_job(config, model, out, parts)
-    run_jobs([job], run_folder_of(config, default=out.parent), workers_of(config))
-    return out
+def embed(config: Config, model: str | Path, out: str | Path, parts: list[str] | None = None) -> str | Path:
+    """CLS_pat of every case of the config's store, or of some parts of its split, under a trained model, as Parquet.
+
+    Args:
+        config: of the run the model is of.
+        model: the model's file, here or in object storage.
+        out: the file to write, here or in object storage.
+        parts: parts of the split; all cases of the store without it.
+
+    Returns:
+        `out`, absolute.
+    """
+    config, model, out = with_absolute_paths(config), _absolute(model), _absolute(out)
+    run = run_folder_of(config, default=out.rpartition("/")[0])
+    run_jobs([_embed_job(config, model, out, parts)], run, workers_of(config))
+    return out if is_uri(out) else Path(out)
 
 
-def load_run_config(run: Path, overrides: dict[str, Any], file: Path | None = None) -> Config:
+def load_run_config(run: str | Path, overrides: dict[str, Any], file: Path | None = None) -> Config:
     """The config of a run folder, with a file and overrides laid over it; defaults for a new folder."""
-    saved = RunFolder(run).config_file
+    folder = RunFolder(run)
+    folder.pull()
+    saved = folder.config_file
     base = read_yaml(saved) if saved.exists() else {}
     for train in (base.get("train"), base.get("genes", {}).get("train"), base.get("finetune", {}).get("train")):
         if train:
             train.pop("stop_after", None)  # holds for the command that gave it
-    return with_absolute_paths(load_config(file, overrides | {"run": str(run)}, base=base))
+    return with_absolute_paths(load_config(file, overrides | {"run": folder.place}, base=base))
 
 
 def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:
     """Do the stages of a run that are not done, and the evaluation where asked."""
     config = with_absolute_paths(config)
-    run = run_folder_of(config)
+    run = _looked_at(config)
     store = open_store(config)
     _open_run(run, config, store)
     jobs = [
-        Job(stage, TASKS[stage], {"config": config.model_dump(), "run": str(run.path)})
+        Job(stage, TASKS[stage], {"config": config.model_dump(), "run": run.place})
         for stage in stages
         if not run.stage_done(stage)
     ]
@@ -111,10 +124,12 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
         if outcome == "done" and evaluated:
             from gimp_ray.scoring import score_run
 
+            run.pull()
             score_run(run, config, store)
+            run.push()
     from gimp_ray.reports import write_report
 
-    write_report(run.path)
+    write_report(run.place)
     return run
 
 
@@ -138,17 +153,20 @@ def _check_early(jobs: list[Job], workers: int) -> None:
 
 
 def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:
-    jobs = [_embed_job(config, run.model_file("finetune"), run.evaluation / "embeddings.parquet", PARTS)]
-    if config.finetune.init == "pretrain":
-        jobs.append(
-            _embed_job(config, run.model_file("pretrain"), run.evaluation / "embeddings_pretrain.parquet", ["train"])
+    def job(stage: str, name: str, parts: list[str]) -> Job:
+        return _embed_job(
+            config, run.place_of(run.model_file(stage)), run.place_of(run.evaluation / f"{name}.parquet"), parts
         )
+
+    jobs = [job("finetune", "embeddings", PARTS)]
+    if config.finetune.init == "pretrain":
+        jobs.append(job("pretrain", "embeddings_pretrain", ["train"]))
     return jobs
 
 
-def _embed_job(config: Config, model: Path, out: Path, parts: list[str] | None) -> Job:
-    arguments = {"config": config.model_dump(), "model": str(model), "out": str(out), "parts": parts}
-    return Job(f"embed {out.stem}", CohortEmbedding, arguments, trains=False)
+def _embed_job(config: Config, model: str, out: str, parts: list[str] | None) -> Job:
+    arguments = {"config": config.model_dump(), "model": model, "out": out, "parts": parts}
+    return Job(f"embed {PurePosixPath(out).stem}", CohortEmbedding, arguments, trains=False)
 
 
 def _genes_first(config: Config) -> list[str]:
@@ -174,7 +192,19 @@ def workers_of(config: Config) -> Workers:
     )
 
 
-def run_folder_of(config: Config, default: Path | None = None) -> RunFolder:
+def _looked_at(config: Config) -> RunFolder:
+    """The config's run folder, as it is now: the copy of one in object storage is brought up to date."""
+    run = run_folder_of(config)
+    run.pull()
+    return run
+
+
+def _absolute(place: str | Path) -> str:
+    place = as_place(place)
+    return place if is_uri(place) else str(Path(place).resolve())
+
+
+def run_folder_of(config: Config, default: str | Path | None = None) -> RunFolder:
     """The config's run folder; refuses a config that names none."""
     path = config.run or default
     if path is None:
@@ -210,6 +240,8 @@ def _open_run(run: RunFolder, config: Config, store: CohortStore) -> None:
         }
 
     run.update(change)
+    # before anything is computed: a storage that cannot be written to is found now
+    run.push()
 
 
 def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
@@ -223,7 +255,7 @@ def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
             raise ConfigError(
                 f"the run folder was made with another '{key}'"
                 + (f" (and {len(changed) - 1} more: {', '.join(list(changed)[1:])})" if len(changed) > 1 else ""),
-                file=run.path,
+                file=run.place,
                 expected=str(before),
                 found=str(now),
                 fix="use the run's own config, or a new run folder; train.stop_after stops early and lets a run go on",
@@ -259,14 +291,17 @@ def _attempt(run: RunFolder, stages: list[str]) -> Iterator[dict[str, str]]:
     """Note an attempt in the run's record, and how it ended: the `status` put into what is yielded, or the failure."""
     run.update(lambda record: record.setdefault("attempts", []).append(attempt(stages)))
     ended = {"status": "done"}
+
+    def change(record: dict[str, Any]) -> None:
+        record["attempts"][-1] |= ended | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
     try:
         yield ended
     except BaseException as error:
         ended["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        try:
+            run.update(change)
+        except GimpError as second:  # the first is what the user must see
+            print(f"note: the failure could not be noted in the run's record: {second.what}", flush=True)
         raise
-    finally:
-
-        def change(record: dict[str, Any]) -> None:
-            record["attempts"][-1] |= ended | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-
-        run.update(change)
+    run.update(change)

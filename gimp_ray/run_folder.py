@@ -3,6 +3,10 @@
 A run folder holds the resolved config, the environment, the state of each stage, checkpoints, final models,
 predictions, figures and `summary.md`. This file knows names, atomic writes and the run's record (`run.json`); what is
 inside a checkpoint is the engine's business, what is inside a figure the reports'.
+
+A run folder may be in object storage. Its files are then read and written in a copy on this machine, and this file says
+which of them travel when; how they travel is `gimp_ray/run_mirror.py`'s business. For a local folder none of this does
+anything.
 """
 
 from __future__ import annotations
@@ -11,18 +15,23 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from gimp_ray.errors import InputError
+from gimp_ray.places import is_uri
+
+if TYPE_CHECKING:
+    from gimp_ray.run_mirror import RunMirror
 
 STAGES = ("genes", "pretrain", "finetune")
 LIBRARIES = (
@@ -43,11 +52,21 @@ class RunFolder:
     """Names of a run folder's files and the run's record.
 
     Args:
-        path: the folder; made on first write.
+        path: the folder, or a URI such as `s3://bucket/runs/a`; made on first write.
+
+    Attributes:
+        place: the folder as the user named it.
+        path: where its files are on this machine: the folder itself, or the copy of one in object storage.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.place = as_place(path)
+        self._mirror: RunMirror | None = None
+        if is_uri(self.place):
+            from gimp_ray.run_mirror import RunMirror  # needs this file
+
+            self._mirror = RunMirror(self.place)
+        self.path = Path(self.place) if self._mirror is None else self._mirror.folder
 
     @property
     def config_file(self) -> Path:
@@ -89,14 +108,100 @@ class RunFolder:
 
     def update(self, change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """Change the record in place and write it whole."""
+        # the command and the first worker both change it, perhaps on two machines
+        self._pull(_is_record)
         record = self.record()
         change(record)
         write_json(self.record_file, record)
+        self._push(_is_record)
         return record
 
     def stage_done(self, name: str) -> bool:
         """Whether the stage's final model is there (it is written last)."""
         return self.model_file(name).exists() and self.model_card(name).exists()
+
+    def place_of(self, file: Path) -> str:
+        """A file of the folder as the user would name it."""
+        return str(file) if self._mirror is None else f"{self.place}/{file.relative_to(self.path).as_posix()}"
+
+    # What travels, for a run in object storage. Each raises a StorageError where the storage cannot be used.
+
+    def pull(self) -> None:
+        """Bring all here but checkpoints and the weights of best epochs. For the command, while nobody trains."""
+        there = self._pull(lambda name: not _is_inside(name))
+        if there is None:
+            return
+        for stage in STAGES:
+            # by this folder one sees whether a stage was begun
+            if any(name.startswith(f"{stage}/checkpoints/") for name in there):
+                self.checkpoints(stage).mkdir(parents=True, exist_ok=True)
+            elif self.checkpoints(stage).exists():
+                shutil.rmtree(self.checkpoints(stage))
+
+    def pull_models(self) -> None:
+        """Bring the stages' final models here: what every worker needs before a stage."""
+        self._pull(_is_model)
+
+    def pull_stage(self, name: str) -> None:
+        """Bring the log, checkpoints and best epochs of a stage here: what the worker that writes them goes on from."""
+        self._pull(lambda there: there.startswith(f"{name}/"))
+
+    def pull_checkpoint(self, name: str, checkpoint: str) -> None:
+        """Bring one checkpoint of a stage here."""
+        self._pull(lambda there: there.startswith(f"{name}/checkpoints/{checkpoint}/"))
+
+    def push(self) -> None:
+        """Bring what the command wrote there: all that no stage wrote."""
+        self._push(lambda name: not _is_of_stage(name))
+
+    def push_stage(self, name: str, kept: Iterable[Path] | None = None) -> None:
+        """Bring what a stage wrote there.
+
+        Args:
+            name: of the stage.
+            kept: its checkpoints' folders and best epochs' files that are still meant; others are removed there.
+        """
+        self._push(lambda here: here.startswith((f"{name}/", f"{name}.")))
+        if kept is None or self._mirror is None:
+            return
+        meant = tuple(f"{file.relative_to(self.path).as_posix()}" for file in kept)
+        self._mirror.remove(
+            lambda there: there.startswith(f"{name}/") and _is_inside(there) and not there.startswith(meant)
+        )
+
+    def _pull(self, wanted: Callable[[str], bool]) -> set[str] | None:
+        return None if self._mirror is None else self._mirror.pull(wanted)
+
+    def _push(self, wanted: Callable[[str], bool]) -> None:
+        if self._mirror is not None:
+            self._mirror.push(wanted)
+
+
+def as_place(path: str | Path) -> str:
+    """A path or URI as a string, whole again where a `Path` took a slash from a URI; `file://` is a local path."""
+    text = str(path)
+    if isinstance(path, PurePath):
+        text = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", text)
+    text = text.removeprefix("file://") if text.startswith("file:///") else text
+    return text.rstrip("/") if is_uri(text) else str(Path(text))
+
+
+def _is_record(name: str) -> bool:
+    return name == "run.json"
+
+
+def _is_model(name: str) -> bool:
+    return name in {f"{stage}{ending}" for stage in STAGES for ending in (".safetensors", ".json")}
+
+
+def _is_of_stage(name: str) -> bool:
+    return _is_model(name) or name.partition("/")[0] in STAGES
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a file matters only while its stage trains."""
+    _, _, rest = name.partition("/")
+    return rest.startswith(("checkpoints/", "best-epoch-"))
 
 
 def write_json(file: Path, tree: Any) -> None:

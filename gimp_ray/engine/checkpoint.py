@@ -72,7 +72,9 @@ def latest_checkpoint(folder: Path, set_aside: bool = False) -> tuple[Path, dict
         except (OSError, SafetensorError, InputError) as error:
             if set_aside:
                 log.warning("checkpoint %s is damaged and set aside: %s", path, error)
-                path.rename(path.with_name(f"damaged-{path.name}"))
+                aside = path.with_name(f"damaged-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)  # one brought from object storage may come again
+                path.rename(aside)
             continue
         if state.get("format") != FORMAT:
             raise GimpError(

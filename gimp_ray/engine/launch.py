@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from gimp_ray.engine.loop import Report, Saving, find_start, gather_records, tra
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
+from gimp_ray.places import is_uri, resolve
 from gimp_ray.reachable import listens
 from gimp_ray.run_folder import RunFolder
 
@@ -98,6 +98,7 @@ def _go_through(
 ) -> str:
     """What every rank does: each job in turn, those already done skipped."""
     for job in jobs:
+        run.pull_models()
         if job.trains and run.stage_done(job.name):
             continue
         started = time.time()
@@ -155,12 +156,13 @@ def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: b
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    root, use_gpu = str(run.path.resolve()), _use_gpu(workers)
+    use_gpu = _use_gpu(workers)
+    place = run.place if is_uri(run.place) else str(run.path.resolve())
     return TorchTrainer(
         _worker,
         train_loop_config={
             "jobs": jobs,
-            "run": root,
+            "run": place,
             "saving": asdict(workers.saving),
             "threads": workers.threads,
             "ahead": workers.ahead,
@@ -172,16 +174,24 @@ def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: b
         run_config=ray.train.RunConfig(
             # Ray's own state of an attempt must never decide where the next one begins, so each has its own name
             name=f"attempt-{uuid.uuid4().hex[:8]}",
-            storage_path=str(Path(root) / "ray"),
+            **ray_storage(run, "ray"),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
         datasets={
-            job.name: functools.partial(_dataset, job, root, workers.count, workers.read_in)
+            job.name: functools.partial(_dataset, job, place, workers.count, workers.read_in)
             for job in jobs
             if job.trains
         },
         dataset_config=_in_order(),
     )
+
+
+def ray_storage(run: RunFolder, folder: str = "") -> dict[str, Any]:
+    """`storage_path` and `storage_filesystem` of Ray's own bookkeeping: a folder of the run that every node reaches."""
+    if not is_uri(run.place):
+        return {"storage_path": str(run.path.resolve() / folder)}
+    filesystem, root = resolve(f"{run.place}/{folder}")
+    return {"storage_path": root, "storage_filesystem": filesystem}
 
 
 def start_ray(workers: Workers) -> None:
@@ -252,7 +262,13 @@ def _in_order() -> Any:
 def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
     """A stage's dataset from its last checkpoint on; Ray calls this at every start of the worker group."""
     task = job.factory(**job.arguments)
-    start = 0 if RunFolder(run).stage_done(job.name) else find_start(task, RunFolder(run), world_size).step
+    folder = RunFolder(run)
+    # on the machine of Ray's controller, which need not be a worker's
+    folder.pull_models()
+    start = 0
+    if not folder.stage_done(job.name):
+        folder.pull_stage(job.name)
+        start = find_start(task, folder, world_size).step
     return plan_dataset(job.factory, job.arguments, start, world_size, read_in)  # type: ignore[arg-type]
 
 
@@ -274,7 +290,7 @@ def _worker(config: dict[str, Any]) -> str:
 
     report = ray.train.report if config["report_epochs"] else None
     return _go_through(
-        config["jobs"], RunFolder(Path(config["run"])), Saving(**config["saving"]), world, make_batches, report
+        config["jobs"], RunFolder(config["run"]), Saving(**config["saving"]), world, make_batches, report
     )
 
 

@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ def train(
             _steps(stage, feed, limit, report)
     stage.log.close()
     if limit < total:
+        if world.rank == 0:
+            run.push_stage(task.name)
         return "stopped"
     _finish(stage)
     return "done"
@@ -140,12 +142,18 @@ def _agreed_start(task: TrainTask, run: RunFolder, world: World) -> Start:
     """Where all ranks go on: rank 0 looks, and says."""
     agreed: list[Start | None] = [None]
     if world.rank == 0:
+        run.pull_stage(task.name)
         remove_stale(run.checkpoints(task.name))
         agreed = [find_start(task, run, world.size, set_aside=True)]
     if world.size > 1:
         dist.broadcast_object_list(agreed, device=world.device if world.device.type == "cuda" else None)
-    assert agreed[0] is not None
-    return agreed[0]
+    start = agreed[0]
+    assert start is not None
+    if start.path is not None and world.rank != 0:
+        # of a run in object storage each machine has a copy of its own
+        run.pull_checkpoint(task.name, start.path.name)
+        start = replace(start, path=run.checkpoints(task.name) / start.path.name)
+    return start
 
 
 def find_start(task: TrainTask, run: RunFolder, world_size: int, set_aside: bool = False) -> Start:
@@ -268,6 +276,8 @@ def _end_epoch(stage: _Stage, step: int, timing: dict[str, float], report: Repor
     last = (epoch + 1) in (stage.settings.stop_after, stage.settings.epochs)
     if last or (epoch + 1) % stage.saving.every_epochs == 0 or _due(stage, step):
         _save(stage, step)
+    elif stage.world.rank == 0:
+        stage.run.push_stage(stage.task.name)
     if report is not None:
         report({"stage": stage.task.name, "epoch": epoch + 1, "step": update, **means, **figures})
 
@@ -307,16 +317,18 @@ def _save(stage: _Stage, step: int) -> None:
     if stage.world.rank == 0:
         folder = stage.run.checkpoints(stage.task.name)
         save_checkpoint(folder, step + 1, stage.model, stage.optimizer, state, stage.saving.keep)
-        _prune_best(stage, folder)
+        best = _prune_best(stage, folder)
+        stage.run.push_stage(stage.task.name, [*checkpoint_folders(folder), *best])
 
 
-def _prune_best(stage: _Stage, folder: Path) -> None:
-    """Remove the weights of best epochs that neither this process nor a kept checkpoint means."""
+def _prune_best(stage: _Stage, folder: Path) -> set[Path]:
+    """Remove the weights of best epochs that neither this process nor a kept checkpoint means; gives those it left."""
     meant = {read_json(kept / "state.json")["best_epoch"] for kept in checkpoint_folders(folder)} | {stage.best_epoch}
     files = {stage.best_file(epoch) for epoch in meant if epoch is not None}
     for file in stage.run.stage(stage.task.name).glob("best-epoch-*.safetensors"):
         if file not in files:
             file.unlink()
+    return files
 
 
 def _finish(stage: _Stage) -> None:
@@ -328,6 +340,7 @@ def _finish(stage: _Stage) -> None:
         card |= {"stage": stage.task.name, "epochs": stage.settings.epochs, "best_epoch": stage.best_epoch}
         write_json(stage.run.model_card(stage.task.name), card)
         save_weights(stage.run.model_file(stage.task.name), weights)
+        stage.run.push_stage(stage.task.name)
     if stage.world.size > 1:
         dist.barrier()
 

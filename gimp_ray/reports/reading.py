@@ -7,7 +7,7 @@ Left out: checkpoints and models.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import yaml
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
+from gimp_ray.places import is_uri
 from gimp_ray.run_folder import STAGES, RunFolder, read_json, read_lines
 
 Lines = list[dict[str, Any]]
@@ -27,6 +28,8 @@ class RunData:
     """A run folder in memory."""
 
     path: Path
+    place: str
+    """the folder as the user named it"""
     config: dict[str, Any]
     environment: dict[str, Any]
     record: dict[str, Any]
@@ -37,6 +40,10 @@ class RunData:
     predictions: pa.Table | None
     embeddings: dict[str, pa.Table]
     """`finetune`, `pretrain` -> CLS_pat by case"""
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.place).name if is_uri(self.place) else self.path.resolve().name
 
     @property
     def transductive(self) -> bool:
@@ -52,19 +59,20 @@ class RunData:
         return value
 
 
-def read_run(run_dir: Path) -> RunData:
-    """Read what there is of a run folder.
+def read_run(run_dir: str | Path) -> RunData:
+    """Read what there is of a run folder; of one in object storage, what was brought here.
 
     Raises:
         InputError: the folder does not exist, or a file in it cannot be read.
     """
     run = RunFolder(run_dir)
     if not run.path.is_dir():
-        raise InputError("the run folder does not exist", file=run.path, fix="give the folder of a run")
+        raise InputError("the run folder does not exist", file=run.place, fix="give the folder of a run")
     tables = {"finetune": "embeddings.parquet", "pretrain": "embeddings_pretrain.parquet"}
     embeddings = {name: _table(run.evaluation / file) for name, file in tables.items()}
     return RunData(
         path=run.path,
+        place=run.place,
         config=_yaml(run.config_file),
         environment=_json(run.path / "environment.json") or {},
         record=_json(run.record_file) or {},

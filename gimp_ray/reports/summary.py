@@ -22,19 +22,21 @@ EMBEDDING_TITLES = {
 }
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: str | Path) -> Path:
     """Draw the figures of a run and write its `summary.md`; both may be made again at any time.
 
     Args:
-        run_dir: a run folder, finished or not.
+        run_dir: a run folder, finished or not, here or in object storage.
 
     Returns:
-        Path of `summary.md`.
+        Path of `summary.md` on this machine.
 
     Raises:
         InputError: the folder does not exist, or a file in it is damaged.
     """
-    run = read_run(Path(run_dir))
+    folder = RunFolder(run_dir)
+    folder.pull()
+    run = read_run(run_dir)
     figures = _draw(run)
     sections = [
         _head(run),
@@ -49,6 +51,7 @@ def write_report(run_dir: Path) -> Path:
     ]
     summary = run.path / "summary.md"
     write_text(summary, "\n\n".join(section for section in sections if section) + "\n")
+    folder.push()
     return summary
 
 
@@ -90,7 +93,7 @@ def _classes(run: RunData) -> list[str]:
 
 
 def _head(run: RunData) -> str:
-    title = f"# Run {run.path.resolve().name}"
+    title = f"# Run {run.name}"
     return f"{title}\n\n{tables.TRANSDUCTIVE}" if run.transductive else title
 
 
@@ -205,7 +208,7 @@ def _environment(run: RunData) -> str:
 
 
 def _rerun(run: RunData) -> str:
-    config, name = shlex.quote(str(run.path / "config.yaml")), shlex.quote(f"{run.path}-again")
+    config, name = shlex.quote(f"{run.place}/config.yaml"), shlex.quote(f"{run.place}-again")
     return (
         "## How to run it again\n\n"
         f"```\ngimp run --config {config} --run {name}\n```\n\n"

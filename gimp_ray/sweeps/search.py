@@ -17,7 +17,7 @@ from pydantic import Field
 from gimp_ray import pipeline
 from gimp_ray.config import Config, Section
 from gimp_ray.config_files import build_config, load_config, merge, to_yaml, with_absolute_paths
-from gimp_ray.engine.launch import start_ray
+from gimp_ray.engine.launch import ray_storage, start_ray
 from gimp_ray.errors import ConfigError, GimpError
 from gimp_ray.run_folder import RunFolder, write_json, write_text
 
@@ -47,6 +47,9 @@ class SweepConfig(Section):
 def search(base: Config, sweep: SweepConfig) -> Path:
     """Run the search in `base.run` and write `trials.json` and `best.yaml` there.
 
+    Returns:
+        The folder on this machine, a copy where `base.run` is in object storage.
+
     Raises:
         ConfigError: no run folder or store was given, or a key of the space is unknown.
         GimpError: no trial came to an end.
@@ -55,14 +58,15 @@ def search(base: Config, sweep: SweepConfig) -> Path:
         raise ConfigError(
             "a search needs a store and a folder", expected="--store STORE --run SWEEPDIR", found="one of them missing"
         )
-    folder = Path(base.run).resolve()
-    tree = with_absolute_paths(base).model_dump()
+    base = with_absolute_paths(base)
+    run, tree = RunFolder(base.run or ""), base.model_dump()
+    folder = run.path
     for key in sweep.space:
         _with(tree, {key: _example(key, sweep.space[key])})
     start_ray(pipeline.workers_of(base))
     from ray import tune
 
-    trainable = functools.partial(_trial, tree, str(folder / "trials"))
+    trainable = functools.partial(_trial, tree, f"{run.place}/trials")
     tuner = tune.Tuner(
         tune.with_resources(trainable, _resources(base)),
         param_space={key: _domain(tune, dimension) for key, dimension in sweep.space.items()},
@@ -73,7 +77,7 @@ def search(base: Config, sweep: SweepConfig) -> Path:
             max_concurrent_trials=sweep.concurrent,
             search_alg=tune.search.BasicVariantGenerator(random_state=sweep.seed, max_concurrent=sweep.concurrent),
         ),
-        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0),
+        run_config=tune.RunConfig(name="tune", verbose=0, **ray_storage(run)),
     )
     results = tuner.fit()
     trials = [
@@ -81,15 +85,17 @@ def search(base: Config, sweep: SweepConfig) -> Path:
         for result in results
     ]
     write_json(folder / "trials.json", trials)
+    run.push()
     finished = [trial for trial in trials if trial["error"] is None and trial.get(sweep.metric) is not None]
     if not finished:
         raise GimpError(
             "no trial came to an end",
-            file=folder / "trials.json",
+            file=run.place_of(folder / "trials.json"),
             found=str(trials[0]["error"] if trials else "no trials"),
         )
     best = max(finished, key=lambda trial: trial[sweep.metric])
     write_text(folder / "best.yaml", to_yaml(_with(tree, best["params"] | {"run": None})))
+    run.push()
     return folder
 
 
@@ -100,6 +106,7 @@ def probe(run: RunFolder) -> dict[str, float]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    run.pull()
     table = pq.read_table(run.evaluation / "probe.parquet")
     part = np.array(table["part"].to_pylist())
     labels = np.array(table["label"].to_pylist())
@@ -119,8 +126,9 @@ def _trial(tree: dict[str, Any], folder: str, params: dict[str, Any]) -> None:
     trial_id = tune.get_context().get_trial_id()
     config = _with(tree, params | {"run": f"{folder}/{trial_id}"})
     run = pipeline.pretrain(config)
-    pipeline.embed(config, run.model_file("pretrain"), run.evaluation / "probe.parquet", ["train", "val"])
-    tune.report({**probe(run), "run": str(run.path)})
+    model, out = run.place_of(run.model_file("pretrain")), run.place_of(run.evaluation / "probe.parquet")
+    pipeline.embed(config, model, out, ["train", "val"])
+    tune.report({**probe(run), "run": run.place})
 
 
 def _with(tree: dict[str, Any], changes: dict[str, Any]) -> Config:

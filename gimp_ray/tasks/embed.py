@@ -25,7 +25,7 @@ from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.feed.windows import each_bag
 from gimp_ray.models import GiMP, GiMPClassifier
-from gimp_ray.run_folder import whole_file
+from gimp_ray.run_mirror import local_file, placed_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import encode_cases
 from gimp_ray.tasks.image_side import SavedModel, load_model
@@ -38,8 +38,9 @@ class CohortEmbedding:
 
     Args:
         config: the run's config as plain data; its `store` is embedded.
-        model: the model file (`.safetensors`, its card beside it).
-        out: Parquet file to write: case_id, part, label, cls_pat, mean_patch, and with a fine-tuned model prob_<class>.
+        model: the model file (`.safetensors`, its card beside it), here or in object storage.
+        out: Parquet file to write, here or in object storage:
+            case_id, part, label, cls_pat, mean_patch, and with a fine-tuned model prob_<class>.
         parts: parts of the config's split to embed; None embeds every case of the store, and part is then null.
     """
 
@@ -47,8 +48,13 @@ class CohortEmbedding:
 
     def __init__(self, config: dict[str, Any], model: str, out: str, parts: list[str] | None) -> None:
         self.config: Config = build_config(config)
-        self.model_file, self.out, self.parts = Path(model), Path(out), parts
+        self.model, self.out, self.parts = model, out, parts
         self.store: CohortStore = open_store(self.config)
+
+    @cached_property
+    def model_file(self) -> Path:
+        """The model as a local file."""
+        return local_file(self.model)
 
     @cached_property
     def part_of(self) -> dict[str, str | None]:
@@ -103,7 +109,7 @@ class CohortEmbedding:
                 columns[f"prob_{name}"] = pa.array(
                     [record["probabilities"][number] for record in ordered], pa.float64()
                 )
-        with whole_file(self.out) as aside:
+        with placed_file(self.out) as aside:
             pq.write_table(pa.table(columns), aside)
 
 

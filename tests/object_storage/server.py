@@ -149,6 +149,7 @@ class S3Server:
             f"-filer.port={filer}",
             f"-filer.port.grpc={filer_grpc}",
             "-s3",
+            "-s3.autoCreateBucket=false",
             f"-s3.port={s3}",
             f"-s3.port.grpc={s3_grpc}",
             "-s3.port.iceberg=0",

@@ -100,6 +100,15 @@ def test_a_patient_whose_slides_are_apart_is_refused(tmp_path: Path) -> None:
         _read(twice)
 
 
+def test_a_split_that_tears_patients_of_another_cohort_is_refused_too(tmp_path: Path) -> None:
+    torn = ["TCGA-05-4244-01Z-00-DX1", "TCGA-05-4244-01Z-00-DX2"]
+    with pytest.raises(InputError, match="shares 1 patient") as caught:
+        _read(_lists(tmp_path / "s.csv", train=["P0", torn[0]], test=["P1", torn[1]]))
+    assert caught.value.case == "TCGA-05-4244"
+    found, left_out = _read(_lists(tmp_path / "t.csv", train=["P0", *torn], test=["P1"]))
+    assert found == {(0, "train"): {"P0"}, (0, "test"): {"P1"}} and [name for _, name, _ in left_out] == torn
+
+
 def test_our_own_table_may_name_slides(tmp_path: Path) -> None:
     rows = [[s, "Train" if c == "P0" else "test", 1] for s, c in SLIDES.items() if c in ("P0", "P1")]
     found, left_out = _read(write_csv(tmp_path / "a.csv", ["slide_id", "part", "fold"], rows))

@@ -74,11 +74,11 @@ def read_splits(
     if not any(case_of):
         raise _nothing_in_common(path, names.to_pylist(), known, slide_to_case)
     place = pc.index_in(entries["id"], names)
-    rows = _as_rows(entries, pa.array(case_of, pa.string()).take(place))
-    check_table(rows, path, cases)
     if None in case_of:  # a split that tears patients is refused, whether this cohort has them or not
         everybody = [case_id or name for case_id, name in zip(case_of, names.to_pylist(), strict=True)]
         check_table(_as_rows(entries, pa.array(everybody, pa.string()).take(place)), path, cases)
+    rows = _as_rows(entries, pa.array(case_of, pa.string()).take(place))
+    check_table(rows, path, cases)
     return rows, left_out
 
 

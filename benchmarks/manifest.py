@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import pickle
 import resource
 import subprocess
@@ -27,7 +26,7 @@ import pyarrow as pa
 from gimp_ray.cohort.manifest import FILE, FORMAT, Manifest, store_fingerprint
 from gimp_ray.cohort.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
 from gimp_ray.cohort.splits import fold_table, join_splits
-from gimp_ray.cohort.tables import TableWriter, file_sha256, genes_table
+from gimp_ray.cohort.tables import TableWriter, file_sha256
 
 DIM = 1024
 CLASSES = ("BRCA", "COAD", "GBM", "KIRC", "LUAD", "LUSC", "OV", "UCEC")
@@ -216,13 +215,17 @@ def _measure_hashes(store: str) -> dict[str, Any]:
     return {
         "contents_s": sum(_timed(lambda t=table: content_sha256(t))[1] for table in tables.values()),  # type: ignore[misc]
         "files_s": sum(_timed(lambda f=file: file_sha256(local, f))[1] for file in files),  # type: ignore[misc]
-        "bytes": sum(os.path.getsize(file) for file in files),
+        "bytes": sum(Path(file).stat().st_size for file in files),
     }
 
 
 _MEASURES: dict[str, Callable[[str], dict[str, Any]]] = {
-    name.removeprefix("_measure_"): function for name, function in list(globals().items()) if name.startswith("_measure_")
-}  # fmt: skip
+    "open": _measure_open,
+    "split": _measure_split,
+    "plan": _measure_plan,
+    "lookup": _measure_lookup,
+    "hashes": _measure_hashes,
+}
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:

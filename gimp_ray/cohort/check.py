@@ -20,8 +20,9 @@ from pyarrow import fs as pafs
 from gimp_ray import places
 from gimp_ray.cohort import check_patches
 from gimp_ray.cohort.manifest import FILE, Manifest, gene_list_sha256, read_manifest
+from gimp_ray.cohort.parts import packed_rows
 from gimp_ray.cohort.schema import TABLES, table_schema
-from gimp_ray.cohort.splits import check_rows, rows_of
+from gimp_ray.cohort.splits import check_table, is_sorted, unknown_cases
 from gimp_ray.cohort.tables import file_sha256
 from gimp_ray.errors import InputError
 
@@ -29,6 +30,7 @@ PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
 REPAIR = "copy the store again from where it is whole, or ingest the sources again"
 _OPTIONAL_FILES = re.compile(r"ingest_report(\.r\d+)?\.json")
 _NEEDED = ("cases", "sources")
+_BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def check_store(path: str | os.PathLike[str], deep: bool = False, manifest: Mani
     findings = [Finding(PASS, f"manifest: layout version {manifest.version}, revision {manifest.revision}")]
     tables = {name: _table(place, name, manifest, findings) for name in TABLES if name not in ("manifest", "patches")}
     _check_cases(place, tables["cases"], manifest, findings)
-    _check_genes(place, tables["genes"], tables["expression"], manifest, deep, findings)
+    _check_genes(place, tables["genes"], tables["expression"], tables["cases"], manifest, findings)
+    if deep and tables["expression"] is not None:
+        _check_expression(place, manifest, findings)
     _check_splits(place, tables["splits"], tables["cases"], findings)
     if tables["slides"] is not None and manifest.dim is not None:
         _check_slides(place, tables["slides"], tables["cases"], manifest, findings)
@@ -130,16 +134,18 @@ def _table(place: _Place, name: str, manifest: Manifest, findings: list[Finding]
     try:
         if file_sha256(place.filesystem, f"{place.root}/{file}") != manifest.tables.get(file):
             findings.append(Finding(FAIL, f"{file} was changed: its hash is not the manifest's", path, REPAIR))
-        table = pq.read_table(f"{place.root}/{file}", filesystem=place.filesystem, partitioning=None)
+        dataset = pq.ParquetDataset(f"{place.root}/{file}", filesystem=place.filesystem, partitioning=None)
+        problems = schema.differences(dataset.schema, num_genes=manifest.num_genes)
+        if problems:
+            findings.append(Finding(FAIL, f"{file}: {'; '.join(problems)}", path, REPAIR))
+            return None
+        # the expression of a large cohort does not fit into memory
+        table = dataset.read(columns=["case_id"] if name == "expression" else None)
     except FileNotFoundError:
         findings.append(Finding(FAIL, f"{file} is missing", path, REPAIR))
         return None
     except (pa.ArrowException, OSError) as error:
         findings.append(Finding(FAIL, f"{file} cannot be read: {error}", path, REPAIR))
-        return None
-    problems = schema.differences(table.schema, num_genes=manifest.num_genes)
-    if problems:
-        findings.append(Finding(FAIL, f"{file}: {'; '.join(problems)}", path, REPAIR))
         return None
     disorder = [f"{file}: {problem}" for problem in _order_problems(table, schema.sorted_by)]
     _add(findings, disorder, f"{file}: {table.num_rows:,} rows, schema version {schema.version}", path)
@@ -147,23 +153,15 @@ def _table(place: _Place, name: str, manifest: Manifest, findings: list[Finding]
 
 
 def _order_problems(table: pa.Table, sorted_by: tuple[str, ...]) -> list[str]:
-    if not sorted_by or not set(sorted_by) <= set(table.column_names) or table.num_rows < 2:
+    if not set(sorted_by) <= set(table.column_names) or not sorted_by or is_sorted(table, sorted_by):
         return []
-    keys = table.select(list(sorted_by)).combine_chunks()
-    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in sorted_by]).to_numpy()
-    same = np.ones(table.num_rows - 1, dtype=bool)
-    for name in sorted_by:
-        column = keys[name]
-        same &= pc.equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy(zero_copy_only=False)
-    if bool((order != np.arange(len(order))).any() or same.any()):
-        return [f"the rows are not sorted by {', '.join(sorted_by)}, or one stands twice"]
-    return []
+    return [f"the rows are not sorted by {', '.join(sorted_by)}, or one stands twice"]
 
 
 def _check_cases(place: _Place, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:
     if cases is None:
         return
-    labels = set(cases["label"].to_pylist())
+    labels = set(cases["label"].unique().to_pylist())
     problems = []
     if cases.num_rows != manifest.num_cases:
         problems.append(f"{cases.num_rows} cases, the manifest says {manifest.num_cases}")
@@ -183,8 +181,8 @@ def _check_genes(
     place: _Place,
     genes: pa.Table | None,
     expression: pa.Table | None,
+    cases: pa.Table | None,
     manifest: Manifest,
-    deep: bool,
     findings: list[Finding],
 ) -> None:
     if genes is None or expression is None:
@@ -197,15 +195,27 @@ def _check_genes(
         problems.append("the gene list is not the manifest's")
     if expression.num_rows != manifest.num_cases:
         problems.append(f"expression of {expression.num_rows} cases, the manifest says {manifest.num_cases}")
+    elif cases is not None and not expression["case_id"].equals(cases["case_id"]):
+        problems.append("expression of other cases than those of cases.parquet")
     _add(findings, problems, f"genes: {len(ids):,}, expression of every case", place.name("genes.parquet"))
-    if deep:
-        bad = [
-            row[0].as_py()
-            for row in zip(expression["case_id"], expression["values"], strict=True)
-            if not np.isfinite(np.frombuffer(row[1].as_py(), "<f4")).all()
-        ]
-        problems = [f"expression holds NaN or Inf in {len(bad)} cases: {', '.join(bad[:10])}"] if bad else []
-        _add(findings, problems, "expression: all values finite", place.name("expression.parquet"))
+
+
+def _check_expression(place: _Place, manifest: Manifest, findings: list[Finding]) -> None:
+    """Are all values finite? Read a row group at a time."""
+    file, bad = manifest.files["expression"], []
+    path = place.name(file)
+    try:
+        with place.filesystem.open_input_file(f"{place.root}/{file}") as source:
+            rows = max(1, _BLOCK_BYTES // (4 * manifest.num_genes))
+            for batch in pq.ParquetFile(source).iter_batches(rows, columns=["case_id", "values"], use_threads=False):
+                values = packed_rows(batch["values"]).view("<f4")
+                odd = np.flatnonzero(~np.isfinite(values).all(axis=1))
+                bad += batch["case_id"].take(pa.array(odd)).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        findings.append(Finding(FAIL, f"{file} cannot be read: {error}", path, REPAIR))
+        return
+    problems = [f"expression holds NaN or Inf in {len(bad)} cases: {', '.join(bad[:10])}"] if bad else []
+    _add(findings, problems, "expression: all values finite", path)
 
 
 def _check_splits(place: _Place, splits: pa.Table | None, cases: pa.Table | None, findings: list[Finding]) -> None:
@@ -219,34 +229,40 @@ def _check_splits(place: _Place, splits: pa.Table | None, cases: pa.Table | None
         return
     problems = []
     try:
-        check_rows(rows_of(splits), path)
+        check_table(splits, path, cases)
     except InputError as error:
         problems.append(f"{error.what}: {error.found}")
-    unknown = set(splits["case_id"].to_pylist()) - set(cases["case_id"].to_pylist() if cases is not None else [])
-    if unknown and cases is not None:
-        problems.append(f"cases the store does not have: {', '.join(sorted(unknown)[:10])}")
+    unknown = [] if cases is None else unknown_cases(splits, cases)
+    if unknown:
+        problems.append(f"cases the store does not have: {', '.join(unknown[:10])}")
     _add(findings, problems, "splits: no patient in two parts of a fold", path)
 
 
 def _check_slides(
     place: _Place, slides: pa.Table, cases: pa.Table | None, manifest: Manifest, findings: list[Finding]
 ) -> None:
-    n_patches = sum(slides["n_patches"].to_pylist())
+    n_patches = pc.sum(slides["n_patches"]).as_py() or 0
     problems = []
     if (slides.num_rows, n_patches) != (manifest.num_slides, manifest.num_patches):
         said = f"{manifest.num_slides} slides and {manifest.num_patches} patches"
         problems.append(f"{slides.num_rows} slides and {n_patches} patches, the manifest says {said}")
     if cases is not None:
-        of_slides, known = set(slides["case_id"].to_pylist()), set(cases["case_id"].to_pylist())
-        if of_slides != known:
-            odd = ", ".join(sorted(of_slides ^ known)[:10])
-            problems.append(f"slides and cases do not belong together: {odd}")
+        of_slides, known = pc.unique(slides["case_id"]), cases["case_id"]
+        odd = _without(of_slides, known) + _without(known, of_slides)
+        if odd:
+            problems.append(f"slides and cases do not belong together: {', '.join(sorted(odd)[:10])}")
     _add(
         findings,
         problems,
         f"slides: {slides.num_rows:,} with {n_patches:,} patches, every case has one",
         place.name("slides.parquet"),
     )
+
+
+def _without(ids: pa.Array | pa.ChunkedArray, known: pa.Array | pa.ChunkedArray) -> list[str]:
+    """The ids that are not among the known."""
+    missing: list[str] = ids.filter(pc.invert(pc.is_in(ids, known))).to_pylist()
+    return missing
 
 
 def _check_members(place: _Place, manifest: Manifest, findings: list[Finding]) -> None:
@@ -257,10 +273,11 @@ def _check_members(place: _Place, manifest: Manifest, findings: list[Finding]) -
             found = read_manifest(*places.resolve(where)).fingerprint
         except InputError as error:
             found = error.what
-        problems = (
-            [] if found == fingerprint else [f"the store it was merged from, {where}, is not what it was: {found}"]
-        )
-        _add(findings, problems, f"merged from {where}, which is what it was", where)
+        if found == fingerprint:
+            findings.append(Finding(PASS, f"merged from {where}, which is what it was"))
+        else:
+            what = f"the store it was merged from, {where}, is not what it was: {found}"
+            findings.append(Finding(FAIL, what, where, "bring it back as it was, or merge the stores again"))
 
 
 def _check_orphans(place: _Place, slides: pa.Table | None, manifest: Manifest, findings: list[Finding]) -> None:

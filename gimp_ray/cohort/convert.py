@@ -29,6 +29,9 @@ def stored_chunks(source: PatchSource, dtype: str = "float16") -> Iterator[Chunk
             raise _not_storable(source, features, bad, dtype, first)
         yield embeddings, np.full((len(embeddings), 2), -1, np.int32) if known_coords is None else known_coords
         first += len(embeddings)
+    if first != source.n_patches:
+        what, expected = "the file holds other than the patches it said", f"{source.n_patches} patches"
+        raise unusable(what, source.path, source.slide_id, expected, f"{first} patches")
 
 
 def chunk_rows(dim: int) -> int:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -74,7 +75,19 @@ class SlideHash:
 
 
 class PartWriter:
-    """Writes one part file. Use as a context manager; add slides one after the other."""
+    """Writes one part file. Use as a context manager; add slides one after the other.
+
+    Args:
+        path: the file, on `filesystem`.
+        dim: embedding width D.
+        compression: `none` or `zstd`.
+        dtype: number format of the embeddings.
+        filesystem: where `path` is; the local disk without it.
+
+    Attributes:
+        on_row_group: called after every row group with its slide, the byte the file now ends at, and its embeddings
+            and coordinates as they were to be written.
+    """
 
     def __init__(
         self,
@@ -93,13 +106,15 @@ class PartWriter:
             "gimp.patch_order": "source",
             "gimp.pages": _ONE_PAGE.decode(),
         }
+        self.on_row_group: Callable[[str, int, np.ndarray, np.ndarray], None] | None = None
         self._width, self._stored = width(dim, dtype), STORED[dtype]
         self._schema = table_schema("patches").arrow(width=self._width).with_metadata(metadata)
         self._row_groups = 0
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._sink = (filesystem or pafs.LocalFileSystem()).open_output_stream(path)
         self._writer = pq.ParquetWriter(
-            path,
+            self._sink,
             self._schema,
-            filesystem=filesystem,
             compression=compression,
             use_dictionary=False,
             write_statistics=False,
@@ -110,23 +125,39 @@ class PartWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._writer.close()
+        self._hashing.shutdown()
+        try:
+            self._writer.close()
+        finally:
+            self._sink.close()
 
     def add_slide(self, slide_id: str, chunks: Iterable[Chunk]) -> SlideRecord:
         """Write a slide from its chunks; every chunk but the last holds a multiple of 512 patches."""
         first, n_patches, digest, last = self._row_groups, 0, SlideHash(), False
         low, high = np.full(2, np.iinfo(np.int32).max), np.full(2, np.iinfo(np.int32).min)
+        hashed: Future[None] | None = None
         for embeddings, coords in chunks:
             if last:
                 raise ValueError(f"slide {slide_id}: a chunk that is no multiple of {ROW_GROUP_ROWS} must be the last")
             last = len(embeddings) % ROW_GROUP_ROWS != 0
-            self._writer.write_table(self._table(embeddings, coords), row_group_size=ROW_GROUP_ROWS)
-            digest.update(embeddings, coords)
+            if hashed is not None:
+                hashed.result()
+            hashed = self._hashing.submit(digest.update, embeddings, coords)
+            for start in range(0, len(embeddings), ROW_GROUP_ROWS):
+                rows = slice(start, start + ROW_GROUP_ROWS)
+                self._write_row_group(slide_id, embeddings[rows], coords[rows])
             low, high = np.minimum(low, coords.min(axis=0)), np.maximum(high, coords.max(axis=0))
             n_patches += len(embeddings)
-            self._row_groups += row_groups(len(embeddings))
+        if hashed is not None:
+            hashed.result()
         box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
         return SlideRecord(slide_id, first, n_patches, *box, digest.hexdigest())
+
+    def _write_row_group(self, slide_id: str, embeddings: np.ndarray, coords: np.ndarray) -> None:
+        self._writer.write_table(self._table(embeddings, coords), row_group_size=ROW_GROUP_ROWS)
+        self._row_groups += 1
+        if self.on_row_group is not None:
+            self.on_row_group(slide_id, self._sink.tell(), embeddings, coords)
 
     def _table(self, embeddings: np.ndarray, coords: np.ndarray) -> pa.Table:
         n = len(embeddings)
@@ -177,6 +208,11 @@ class PartReader:
         """The part file `name` (relative to the store); InputError when it is missing or no Parquet file."""
         part = self._part(name)
         return pq.ParquetFile(part.source, metadata=part.footer, pre_buffer=part.mapped is None)
+
+    def places(self, name: str) -> NDArray[np.int64] | None:
+        """Where the first embedding of each row group lies in the file; None where embeddings must be decoded."""
+        layout = self._part(name).layout
+        return None if layout is None else layout.offsets["embedding"]
 
     def read(self, name: str, first_group: int, start: int, out: NDArray[np.uint8], column: str = "embedding") -> int:
         """Fill `out` (n, bytes of a value) with a column's values of the rows from `start` on, counted from row group

@@ -7,14 +7,20 @@ slides table (`patch_ingest.py`).
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pyarrow import fs as pafs
+
 from gimp_ray import places
+from gimp_ray.cohort.ahead import ahead
 from gimp_ray.cohort.convert import stored_chunks
 from gimp_ray.cohort.dtypes import width
-from gimp_ray.cohort.parts import Chunk, PartReader, PartWriter, SlideHash, SlideRecord
+from gimp_ray.cohort.parts import Chunk, PartReader, PartWriter, SlideRecord
+from gimp_ray.cohort.read_back import WrittenBytes, first_wrong
 from gimp_ray.cohort.readers import PatchSource, inspect_patches
 from gimp_ray.cohort.work import tick
 from gimp_ray.errors import InputError
@@ -115,42 +121,63 @@ def pack(sizes: Sequence[int], target: int) -> list[range]:
 def write_part(task: PartTask) -> PartResult:
     """Write a part file and read it back; slides that cannot be stored are left out of it and returned as faults."""
     faults: dict[str, InputError] = {}
-    records = _write(task, faults)
+    filesystem, root = places.resolve(task.folder)
+    path = f"{root}/{task.name}"
+    records = _write(task, filesystem, path, faults)
     while records is None:
         # all else that is wrong in this part file is found before it is written again
         for source in task.sources:
             if source.slide_id not in faults:
                 _scan(source, task.dtype, faults)
-        records = _write(task, faults)
-    if records:
-        _verify(task, records)
-    else:
-        filesystem, root = places.resolve(task.folder)
-        filesystem.delete_file(f"{root}/{task.name}")
+        records = _write(task, filesystem, path, faults)
+    if not records:
+        filesystem.delete_file(path)
     return PartResult(task.name, tuple(records), faults)
 
 
-def _write(task: PartTask, faults: dict[str, InputError]) -> list[SlideRecord] | None:
-    """Write the slides without a fault; at a new fault note it and return None: the file is then no good."""
-    records = []
-    filesystem, root = places.resolve(task.folder)
-    path = f"{root}/{task.name}"
-    with PartWriter(path, task.sources[0].dim, task.compression, task.dtype, filesystem) as writer:
-        for source in task.sources:
-            if source.slide_id in faults:
-                continue
-            try:
-                records.append(writer.add_slide(source.slide_id, _ticking(source, task.dtype)))
-            except InputError as error:
-                faults[source.slide_id] = error
-                return None
+def _write(
+    task: PartTask, filesystem: pafs.FileSystem, path: str, faults: dict[str, InputError]
+) -> list[SlideRecord] | None:
+    """Write the slides without a fault and read them back; at a new fault note it and return None: the file is then
+    no good.
+
+    Reading and rounding the next chunk, writing this one, and hashing it are done at the same time.
+    """
+    records: list[SlideRecord] = []
+    sources = [source for source in task.sources if source.slide_id not in faults]
+    at_once = places.is_local(filesystem) and task.compression == "none"
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(contextlib.closing(ahead(_items(sources, task.dtype))))
+        writer = PartWriter(path, task.sources[0].dim, task.compression, task.dtype, filesystem)
+        written = stack.enter_context(contextlib.closing(WrittenBytes(path))) if at_once else None
+        with writer:
+            writer.on_row_group = None if written is None else written.compare
+            for slide_id, items in itertools.groupby(made, lambda item: item[0]):
+                try:
+                    records.append(writer.add_slide(slide_id, _ticking(items)))
+                except InputError as error:
+                    faults[slide_id] = error
+                    return None
+        _verify(task, records, written)
     return records
 
 
-def _ticking(source: PatchSource, dtype: str) -> Iterator[Chunk]:
-    for chunk in stored_chunks(source, dtype):
-        yield chunk
-        tick(len(chunk[0]))
+def _items(sources: Sequence[PatchSource], dtype: str) -> Iterator[tuple[str, Chunk | InputError]]:
+    """The chunks of the slides in order, each with its slide; a refusal in place of a chunk."""
+    for source in sources:
+        try:
+            for chunk in stored_chunks(source, dtype):
+                yield source.slide_id, chunk
+        except InputError as error:
+            yield source.slide_id, error
+
+
+def _ticking(items: Iterator[tuple[str, Chunk | InputError]]) -> Iterator[Chunk]:
+    for _, item in items:
+        if isinstance(item, InputError):
+            raise item
+        yield item
+        tick(len(item[0]))
 
 
 def _scan(source: PatchSource, dtype: str, faults: dict[str, InputError]) -> None:
@@ -161,25 +188,29 @@ def _scan(source: PatchSource, dtype: str, faults: dict[str, InputError]) -> Non
         faults[source.slide_id] = error
 
 
-def _verify(task: PartTask, records: Sequence[SlideRecord]) -> None:
-    """Read a part file back and compare it with what was to be written."""
+def _verify(task: PartTask, records: Sequence[SlideRecord], written: WrittenBytes | None) -> None:
+    """InputError unless the part file, now closed, holds what was to be written to it."""
+    if not records:
+        return
     reader = PartReader(*places.resolve(task.folder))
-    dim = task.sources[0].dim
-    for record in records:
-        digest, found = SlideHash(), 0
-        for chunk in reader.chunks(task.name, record.first_row_group, record.n_patches, dim, task.dtype):
-            digest.update(*chunk)
-            found += len(chunk[0])
-        if digest.hexdigest() != record.sha256 or found != record.n_patches:
-            raise InputError(
-                "a part file does not hold what was written to it",
-                file=f"{task.folder}/{task.name}",
-                case=record.slide_id,
-                expected=f"{record.n_patches} patches, sha256 {record.sha256}",
-                found=f"{found} patches, sha256 {digest.hexdigest()}",
-                fix="check the disk, and ingest again",
-            )
-        tick(0)
+    case, expected, found = None, "the bytes that were written", None
+    if written is None:
+        wrong = first_wrong(reader, task.name, records, task.sources[0].dim, task.dtype)
+        if wrong is not None:
+            case, expected, found = wrong
+    elif written.wrong is not None:
+        case, found = written.wrong, "other bytes"
+    else:
+        found = written.wrong_places(reader, task.name)
+    if found is not None:
+        raise InputError(
+            "a part file does not hold what was written to it",
+            file=f"{task.folder}/{task.name}",
+            case=case,
+            expected=expected,
+            found=found,
+            fix="check the disk, and ingest again",
+        )
 
 
 def _stored_bytes(source: PatchSource, dtype: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,14 @@ def content_sha256(table: pa.Table) -> str:
 def gene_list_sha256(gene_ids: Sequence[str]) -> str:
     """SHA-256 of the gene ids in order, each followed by a newline."""
     return hashlib.sha256("".join(f"{gene}\n" for gene in gene_ids).encode()).hexdigest()
+
+
+def program() -> str:
+    """Name and version of this program, for `created_by`."""
+    try:
+        return f"gimp-ray {importlib.metadata.version('gimp-ray')}"
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "gimp-ray"
 
 
 def store_fingerprint(content: dict[str, str], **meaning: object) -> str:

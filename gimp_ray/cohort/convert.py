@@ -23,10 +23,9 @@ def stored_chunks(source: PatchSource, dtype: str = "float16") -> Iterator[Chunk
     """A slide's chunks as the store holds them; InputError at the first value it cannot hold."""
     first = 0
     for features, known_coords in source.iter_chunks(chunk_rows(source.dim)):
-        embeddings = encode(features, dtype)
-        bad = not_finite(embeddings, dtype)
-        if bad.any():
-            raise _not_storable(source, features, bad, dtype, first)
+        embeddings, finite = encode(features, dtype)
+        if not finite:
+            raise _not_storable(source, features, not_finite(embeddings, dtype), dtype, first)
         yield embeddings, np.full((len(embeddings), 2), -1, np.int32) if known_coords is None else known_coords
         first += len(embeddings)
     if first != source.n_patches:

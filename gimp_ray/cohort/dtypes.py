@@ -45,20 +45,28 @@ def value_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype(np.float16 if dtype == "float16" else np.float32)
 
 
-def encode(features: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
-    """Features as the store keeps them, rounded to the nearest (ties to even); beyond the range they become Inf."""
+def encode(features: NDArray[np.generic], dtype: str) -> tuple[NDArray[np.generic], bool]:
+    """Features as the store keeps them, rounded to the nearest (ties to even); beyond the range they become Inf.
+
+    Returns:
+        An array of the same shape and of `STORED[dtype]`, and whether it is finite throughout.
+    """
     with np.errstate(all="ignore"):
         if dtype == "float32" or (dtype == "float16" and features.dtype != np.float32):
-            return np.ascontiguousarray(features, dtype=STORED[dtype])
+            stored = np.ascontiguousarray(features, dtype=STORED[dtype])
+            flat = stored.reshape(-1)
+            blocks = (flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK))
+            return stored, not any(not_finite(block, dtype).any() for block in blocks)
         flat = np.ascontiguousarray(features, dtype="<f4").reshape(-1)
         bits, rounding = np.empty(flat.shape, "<u2"), _to_float16 if dtype == "float16" else _to_bfloat16
         size = min(_BLOCK, len(flat))
         room = np.empty(size, "<u4"), np.empty(size, "<u4"), np.empty(size, np.bool_)
+        finite = True
         for start in range(0, len(flat), _BLOCK):
             block = flat[start : start + _BLOCK]
             one, two, mask = (array[: len(block)] for array in room)
-            rounding(block, bits[start : start + len(block)], one, two, mask)
-        return bits.view(STORED[dtype]).reshape(features.shape)
+            finite &= rounding(block, bits[start : start + len(block)], one, two, mask)
+        return bits.view(STORED[dtype]).reshape(features.shape), finite
 
 
 def decode(stored: NDArray[np.generic], dtype: str, out: NDArray[np.generic]) -> None:
@@ -77,8 +85,11 @@ def not_finite(stored: NDArray[np.generic], dtype: str) -> NDArray[np.bool_]:
 
 def _to_float16(
     values: NDArray[Any], out: NDArray[Any], one: NDArray[Any], two: NDArray[Any], odd: NDArray[np.bool_]
-) -> None:
-    """Fill `out` (n,) with the bits of float32 `values` (n,) as float16; the other arrays (n,) are room to work in."""
+) -> bool:
+    """Fill `out` (n,) with the bits of float32 `values` (n,) as float16; the other arrays (n,) are room to work in.
+
+    Returns whether all are finite.
+    """
     bits = values.view("<u4")
     # half of the digits that fall away, less one in the last place where the digit kept is even
     np.right_shift(bits, np.uint32(13), out=one)
@@ -103,15 +114,16 @@ def _to_float16(
         np.multiply(out, others, out=out)
         np.logical_and(odd, others, out=odd)
         eights = np.flatnonzero(odd[:whole].view("<u8"))
-    if len(eights):
-        again = values[:whole].reshape(-1, 8)[eights].astype("<f2")
-        out[:whole].reshape(-1, 8)[eights] = again.view("<u2")
-    out[whole:] = values[whole:].astype("<f2").view("<u2")
+    again = values[:whole].reshape(-1, 8)[eights].astype("<f2")
+    out[:whole].reshape(-1, 8)[eights] = again.view("<u2")
+    rest = values[whole:].astype("<f2")
+    out[whole:] = rest.view("<u2")
+    return not (not_finite(again, "float16").any() or not_finite(rest, "float16").any())
 
 
 def _to_bfloat16(
     values: NDArray[Any], out: NDArray[Any], one: NDArray[Any], two: NDArray[Any], nan: NDArray[np.bool_]
-) -> None:
+) -> bool:
     """The same for bfloat16."""
     bits = values.view("<u4")
     np.right_shift(bits, np.uint32(16), out=one)
@@ -125,3 +137,4 @@ def _to_bfloat16(
     np.greater(two, np.uint32(0x7F800000), out=nan)
     if nan.any():
         out[nan] = 0x7FC0
+    return not not_finite(out, "bfloat16").any()

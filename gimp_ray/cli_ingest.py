@@ -15,15 +15,30 @@ from gimp_ray.errors import ConfigError
 
 @click.command(context_settings=ANY_KEYS)
 @click.option(
-    "--patches", type=click.Path(path_type=Path), help="Folder of patch embeddings: CLAM or TRIDENT .h5, CLAM .pt."
+    "--patches",
+    type=click.Path(path_type=Path),
+    help="Folder of patch embeddings: CLAM, TRIDENT, STAMP, TANGLE, npy, npz, Parquet, zarr.",
 )
-@click.option("--genes", type=click.Path(path_type=Path), help="Gene matrix: CSV, TSV (.gz), Parquet or HDF5.")
 @click.option(
-    "--cases", type=click.Path(path_type=Path), help="Case table: case_id, slide_id, label and any further columns."
+    "--genes",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Gene matrix (CSV, TSV, Parquet, HDF5, h5ad, Xena, cBioPortal), or folder of GDC files; may be given again.",
+)
+@click.option(
+    "--cases",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Case table: CSV, TSV, CLAM's, cBioPortal's, GDC's; given again, tables are joined by case.",
+)
+@click.option(
+    "--sample-sheet", type=click.Path(path_type=Path), help="Which gene file or sample is whose: GDC's sample sheet."
 )
 @click.option("--out", help="The store to make or to add to: a path, or a URI such as s3://bucket/store.")
 @click.option(
-    "--splits", type=click.Path(path_type=Path), help="Split table: case_id, part and, optionally, scheme and fold."
+    "--splits",
+    type=click.Path(path_type=Path),
+    help="Split table (case_id, part, fold, scheme), or CLAM's split files.",
 )
 @click.option("--strict", is_flag=True, default=None, help="Whatever would be left out is an error.")
 @click.option("--dry-run", is_flag=True, help="Look at everything, show the plan, write nothing.")
@@ -31,14 +46,16 @@ from gimp_ray.errors import ConfigError
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
 @click.pass_context
 def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | None, **given: Any) -> None:
-    """Make a cohort store of patch embeddings, a gene matrix and a case table, or add to one what is new in them.
+    """Make a cohort store of patch embeddings, gene files and case tables, or add to one what is new in them.
 
-    Every case, slide and file is accounted for, as kept or as left out with its reason. Further options: workers,
-    compression, dtype, gene_orientation, gene_unit, folds, split_seed, progress.
+    Every case, slide and file is accounted for, as kept or as left out with its reason. Any further option of
+    docs/store.md can be given by its name: --gene-unit FPKM, --slides DX1, --split-schemes '[kfold, site]', ...
 
     \b
     Example:
-      gimp ingest --patches FEATURES --genes fpkm.tsv --cases cases.csv --out store --gene-unit FPKM --strict
+      gimp ingest --patches FEATURES --genes fpkm.tsv --cases cases.csv --out store --gene-unit FPKM --dry-run
+      gimp ingest --patches TRIDENT_JOB --encoder uni_v1 --genes GDC_DOWNLOAD --sample-sheet gdc_sample_sheet.tsv
+        --cases clinical.tsv --label-column project_id --slides DX1 --out s3://bucket/store
     """
     from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort, plan_ingest
     from gimp_ray.cohort.work import WorkPool
@@ -46,17 +63,17 @@ def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | No
 
     tree = (
         (read_yaml(config) if config else {})
-        | {k: v for k, v in given.items() if v is not None}
+        | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v not in (None, ())}
         | plain_values(overrides_of(ctx.args))
     )
-    places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits")}
+    places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits", "sample_sheet")}
     for name in ("cases", "out"):
         if places[name] is None:
             raise ConfigError(
                 f"--{name} was not given", expected=f"--{name} PATH", found="nothing", fix="see `gimp ingest --help`"
             )
     ray = ray or tree.pop("ray", None)
-    paths = {name: None if value is None else Path(value) for name, value in places.items() if name != "out"}
+    paths = {name: _path(value) for name, value in places.items() if name != "out"}
     options = options_of(IngestOptions, tree, config)
     if dry_run:
         click.echo(str(plan_ingest(out=places["out"], options=options, **paths)))  # type: ignore[arg-type]
@@ -69,6 +86,13 @@ def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | No
         **paths,  # type: ignore[arg-type]
     )
     click.echo(str(report))
+
+
+def _path(value: Any) -> Any:
+    """Paths of plain data: one, several, or none."""
+    if isinstance(value, list | tuple):
+        return [Path(item) for item in value]
+    return None if value is None else Path(value)
 
 
 @click.command()

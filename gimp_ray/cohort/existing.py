@@ -8,7 +8,7 @@ and is an unchanged slide or a changed one. Left out: taking anything away; make
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from gimp_ray.cohort.readers.case_table import CaseTable
 from gimp_ray.cohort.readers.matrix import GeneMatrix
 from gimp_ray.cohort.schema import table_schema
 from gimp_ray.cohort.sources import Signature
-from gimp_ray.cohort.splits import KFOLD, SplitRow, kfold_rows, patient_of, rows_of
+from gimp_ray.cohort.splits import KFOLD, SplitRow, patient_column, rows_of, splits_table
 from gimp_ray.cohort.store import CohortStore
 from gimp_ray.cohort.work import tick
 from gimp_ray.errors import InputError
@@ -85,6 +85,8 @@ def with_stored_rows(table: CaseTable, existing: Existing) -> CaseTable:
     store = existing.store
     cases = {row["case_id"]: row for row in store.cases.to_pylist()}
     slides = store.slides.to_pylist() if store.slides.num_rows else []
+    if table.slide_ids is None and slides:  # files are named by case, or the table names no new slide
+        table = dataclasses.replace(table, slide_ids=list(table.case_ids))
     known = set(table.slide_ids or ())
     extra_of_slides = [n for n in store.slides.column_names if n not in table_schema("slides").arrow().names]
     rows: list[tuple[str, str | None, dict[str, object]]] = []
@@ -105,7 +107,7 @@ def with_stored_rows(table: CaseTable, existing: Existing) -> CaseTable:
     ]
     stored = pa.Table.from_pylist([row[2] for row in rows], schema=pa.schema(extra))
     joined = _joined(table.extra, stored, len(rows))
-    ids = None if table.slide_ids is None and not slides else [*(table.slide_ids or ()), *(row[1] for row in rows)]
+    ids = None if table.slide_ids is None else [*table.slide_ids, *(row[1] for row in rows)]
     return dataclasses.replace(
         table,
         case_ids=[*table.case_ids, *(row[0] for row in rows)],
@@ -127,8 +129,12 @@ def stored_genes(existing: Existing) -> GeneMatrix | None:
     if not store.num_genes:
         return None
     cases = store.cases["case_id"].to_pylist()
+    genes = store.table("genes")
     return GeneMatrix(
         path=Path(store.path),
+        gene_columns={
+            name: genes[name].to_pylist() for name in genes.column_names if name not in ("gene_id", "position")
+        },
         source_ids=cases,
         gene_ids=store.gene_ids,
         values=store.read_genes(cases),
@@ -170,48 +176,53 @@ def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[Ge
         matrix,
         source_ids=[*(matrix.source_ids[row] for row in rows), *stored.source_ids],
         gene_ids=stored.gene_ids,
-        values=np.concatenate([np.asarray(matrix.values)[np.ix_(rows, columns)], stored.values]),
+        gene_columns=stored.gene_columns,
+        values=np.concatenate(
+            [np.asarray(matrix.values)[np.ix_(np.array(rows, dtype=np.int64), columns)], stored.values]
+        ),
+        sources=[*(matrix.sources[row] for row in rows), *([Path(existing.store.path)] * len(stored.source_ids))],
         row_of={**row_of, **{case_id: len(rows) + i for i, case_id in enumerate(stored.source_ids)}},
     )
     return joined, changed
 
 
-def with_stored_folds(
-    rows: Sequence[SplitRow], existing: Existing, labels: Mapping[str, str], seed: int
-) -> tuple[list[SplitRow], list[str]]:
-    """The stored folds, as they are, the new cases dealt into `kfold`, and the rows the user brought.
+def stored_folds(
+    brought: Collection[str], existing: Existing, cases: pa.Table, seed: int
+) -> tuple[pa.Table, list[str]]:
+    """The stored folds as they are, but for schemes the user brings anew, with the new ones of `cases` dealt into
+    `kfold`.
 
     No case changes its part, so that a test case of a published result never becomes a training case.
     """
-    stored = rows_of(existing.store.table("splits"))
-    brought = {row.scheme for row in rows}
-    kept = [row for row in stored if row.scheme not in brought]
-    notes = []
+    kept = [row for row in rows_of(existing.store.table("splits")) if row.scheme not in brought]
     others = sorted({row.scheme for row in kept} - {KFOLD})
-    new = sorted(set(labels) - set(existing.store.cases["case_id"].to_pylist()))
+    ids = cases["case_id"].to_pylist()
+    new = sorted(set(ids) - set(existing.store.cases["case_id"].to_pylist()))
+    notes = []
     if others and new:
         notes.append(f"the {len(new):,} new cases are in no part of the split schemes {', '.join(others)}")
-    if any(row.scheme == KFOLD for row in kept):
-        kept += _dealt([row for row in kept if row.scheme == KFOLD], labels, new, seed)
-    elif KFOLD not in brought:
-        made, more = kfold_rows(labels, 5, seed)
-        kept, notes = kept + made, notes + more
-    return [*kept, *rows], notes
+    labels = dict(zip(ids, cases["label"].to_pylist(), strict=True))
+    patients = dict(zip(ids, patient_column(cases["case_id"], cases).to_pylist(), strict=True))
+    kept += _dealt([row for row in kept if row.scheme == KFOLD], labels, patients, new, seed)
+    return splits_table(kept), notes
 
 
-def _dealt(kfold: list[SplitRow], labels: Mapping[str, str], new: Sequence[str], seed: int) -> list[SplitRow]:
+def _dealt(
+    kfold: list[SplitRow], labels: Mapping[str, str], patients: Mapping[str, str], new: Sequence[str], seed: int
+) -> list[SplitRow]:
     """Rows of `kfold` for the new cases: each patient to the part that has fewest of its class, ties by the seed."""
+    if not kfold:
+        return []
     k = len({row.fold for row in kfold})
-    part_of = {patient_of(row.case_id): row.fold for row in kfold if row.part == "test"}
-    label_of = {patient_of(case_id): label for case_id, label in labels.items()}
+    part_of = {patients[row.case_id]: row.fold for row in kfold if row.part == "test"}
+    label_of = {patients[case_id]: label for case_id, label in labels.items()}
     counts = {label: np.zeros(k, dtype=np.int64) for label in sorted(set(labels.values()))}
     for patient, part in part_of.items():
-        if patient in label_of:
-            counts[label_of[patient]][part] += 1
+        counts[label_of[patient]][part] += 1
     generator = np.random.default_rng(seed)
     rows = []
     for case_id in new:
-        patient = patient_of(case_id)
+        patient = patients[case_id]
         if patient not in part_of:
             have = counts[label_of[patient]]
             part_of[patient] = int(generator.choice(np.flatnonzero(have == have.min())))

@@ -14,7 +14,7 @@ import importlib.metadata
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,23 +31,25 @@ from gimp_ray.cohort.progress import Progress
 from gimp_ray.cohort.report import IngestPlan, IngestReport, kept_of
 from gimp_ray.cohort.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
 from gimp_ray.cohort.sources import sources_table
-from gimp_ray.cohort.splits import KFOLD, SplitRow, check_rows, kfold_rows, schemes_of, splits_table
+from gimp_ray.cohort.splits import check_table, join_splits, keep_cases, make_scheme, schemes_of
 from gimp_ray.cohort.work import Work, WorkPool
 from gimp_ray.errors import InputError
 
 __all__ = ["IngestOptions", "ingest_cohort", "plan_ingest"]
 
 REPORT_FILE = "ingest_report.json"
+Files = Path | Sequence[Path] | None
 MakeWork = Callable[[int, Callable[[int], None]], Work]
 
 
 def plan_ingest(
     *,
     patches: Path | None,
-    genes: Path | None,
-    cases: Path,
+    genes: Files,
+    cases: Files,
     out: str | os.PathLike[str],
     splits: Path | None = None,
+    sample_sheet: Path | None = None,
     options: IngestOptions | None = None,
 ) -> IngestPlan:
     """What `ingest_cohort` would do with these arguments: everything is looked at, nothing is written.
@@ -56,7 +58,7 @@ def plan_ingest(
         InputError: as `ingest_cohort`, apart from what only reading all of a patch file can show.
     """
     options, place = options or IngestOptions(), places.absolute(out)
-    sources = Sources(_path(patches), _path(genes), Path(cases), _path(splits))
+    sources = _sources(patches, genes, cases, splits, sample_sheet)
     before = _before(place, after_a_kill=True)
     with Progress(options.progress) as bar, WorkPool(options.workers, bar.advance) as work:
         return prepare(sources, before, place, options, work, bar).plan
@@ -65,22 +67,24 @@ def plan_ingest(
 def ingest_cohort(
     *,
     patches: Path | None,
-    genes: Path | None,
-    cases: Path,
+    genes: Files,
+    cases: Files,
     out: str | os.PathLike[str],
     splits: Path | None = None,
+    sample_sheet: Path | None = None,
     options: IngestOptions | None = None,
     on_plan: Callable[[IngestPlan], None] | None = None,
     make_work: MakeWork = WorkPool,
 ) -> IngestReport:
-    """Make the store `out` from patch features, a gene matrix and a case table, or add to it what is new in them.
+    """Make the store `out` from patch features, gene files and case tables, or add to it what is new in them.
 
     Args:
-        patches: folder of patch features (CLAM, TRIDENT, STAMP `.h5`, CLAM `.pt`); None for genes alone.
-        genes: gene matrix (CSV, TSV, Parquet, HDF5); None for patches alone.
-        cases: case table (CSV): case_id, label, slide_id with patches, further columns.
+        patches: folder of patch features (CLAM, TRIDENT, STAMP, TANGLE, npy, npz, Parquet, zarr); None for genes alone.
+        genes: gene files or folders of them, one or several (`gene_source.read_expression`); None for patches alone.
+        cases: case table, or several that are joined by case (`readers/case_table.py`).
         out: the store to make or to add to, a local path or a URI such as `s3://bucket/store`.
-        splits: split table (CSV) to import beside the k-fold scheme: case_id, part, optionally fold, scheme.
+        splits: split table, or folder of CLAM's split files, to import beside the schemes that are made.
+        sample_sheet: which gene file or sample is whose: GDC's sample sheet, or a table of one's own.
         options: see `IngestOptions`.
         on_plan: called with the plan before anything is written.
         make_work: what spreads the work: processes here, or a cluster (`gimp_ray.ingest_job`).
@@ -93,7 +97,7 @@ def ingest_cohort(
             another ingest at work there, or the store cannot be written. What was at `out` is as it was.
     """
     options, place = options or IngestOptions(), places.absolute(out)
-    sources = Sources(_path(patches), _path(genes), Path(cases), _path(splits))
+    sources = _sources(patches, genes, cases, splits, sample_sheet)
     try:
         with publishing.lock(place) as after_a_kill:
             before = _before(place, after_a_kill)
@@ -107,8 +111,17 @@ def ingest_cohort(
         raise InputError("the store cannot be written", file=place, found=str(error), fix=fix) from error
 
 
+def _sources(patches: Path | None, genes: Files, cases: Files, splits: Path | None, sheet: Path | None) -> Sources:
+    return Sources(_path(patches), _paths(genes), _paths(cases), _path(splits), _path(sheet))
+
+
 def _path(path: Path | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _paths(paths: Files) -> tuple[Path, ...]:
+    several = () if paths is None else (paths,) if isinstance(paths, str | os.PathLike) else paths
+    return tuple(Path(path) for path in several)
 
 
 def _before(place: str, after_a_kill: bool) -> Existing | None:
@@ -169,11 +182,12 @@ def _write(
         prepared.notes.append(
             f"not stored, for they differ within a case and there are no slides: {', '.join(varying)}"
         )
-    writer.write("cases", tables.cases_table(roll.labels, extra.select(constant), roll.case_row))
+    cases = tables.cases_table(roll.labels, extra.select(constant), roll.case_row)
+    writer.write("cases", cases)
     if prepared.matrix is not None:
-        writer.write("genes", tables.genes_table(prepared.gene_ids))
+        writer.write("genes", tables.genes_table(prepared.gene_ids, prepared.matrix.gene_columns))
         writer.write_expression(sorted(roll.labels), len(prepared.gene_ids), prepared.matrix.expression)
-    splits = splits_table(_split_rows(prepared, options))
+    splits = _splits(prepared, cases, options)
     if splits.num_rows:
         writer.write("splits", splits)
     kept_files = {slide_id: path for slide_id, path in prepared.files_read.items() if slide_id in roll.slides}
@@ -183,19 +197,32 @@ def _write(
     return _report(prepared, manifest, splits, place, options), manifest
 
 
-def _split_rows(prepared: Prepared, options: IngestOptions) -> list[SplitRow]:
-    """The imported rows of the cases kept, and the scheme `kfold` unless the user brought one of that name."""
+def _splits(prepared: Prepared, cases: pa.Table, options: IngestOptions) -> pa.Table:
+    """splits.parquet: what the user brought, what is stored, and the schemes asked for that neither has."""
     labels = prepared.roll.labels
-    rows = [row for row in prepared.split_rows if row.case_id in labels]
-    check_rows(rows, prepared.table.path)
+    brought = [] if prepared.splits is None else [keep_cases(prepared.splits, labels)]
+    found, notes = list(brought), list[str]()
     if prepared.existing is not None:
-        rows, notes = existing_store.with_stored_folds(rows, prepared.existing, labels, options.split_seed)
-        prepared.notes += notes
-    elif not any(row.scheme == KFOLD for row in rows):
-        made, notes = kfold_rows(labels, options.folds, options.split_seed)
-        rows += made
-        prepared.notes += notes
-    return rows
+        names = {name for table in brought for name in schemes_of(table)}
+        stored, notes = existing_store.stored_folds(names, prepared.existing, cases, options.split_seed)
+        found.append(stored)
+    known = {name for table in found for name in schemes_of(table)}
+    columns = {
+        name: dict(zip(cases["case_id"].to_pylist(), cases[name].to_pylist(), strict=True))
+        for name in cases.column_names[2:]
+    }
+    for scheme in dict.fromkeys(options.split_schemes):
+        if scheme not in known:
+            made, more = make_scheme(
+                scheme, labels, columns, folds=options.folds, repeats=options.repeats, seed=options.split_seed,
+                shares=options.split_shares,
+            )  # fmt: skip
+            found.append(made)
+            notes += more
+    prepared.notes += notes
+    whole = join_splits(found)
+    check_table(whole, prepared.table.path, cases)
+    return whole
 
 
 def _manifest(

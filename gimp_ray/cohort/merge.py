@@ -4,7 +4,7 @@ The merged store has tables of its own, and slides.parquet points at the members
 disk or in one bucket, so that all of them can be moved together, else by URI. Every case gets a column `cohort`, so
 that leave-one-cohort-out splits are possible. A member that was merged itself is replaced by the stores it stands on.
 Left out: copying part files, converting units or gene ids, the members' own splits (a fold of one cohort says nothing
-about the others; `kfold` is dealt anew).
+about the others; splits are made anew).
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ REPORT_FILE = "ingest_report.json"
 class _Options:
     genes: str
     cohort_column: str
+    split_schemes: tuple[str, ...]
     split_seed: int
     folds: int
     deep: bool
@@ -73,6 +74,7 @@ def merge_stores(
     *,
     genes: str = "intersect",
     cohort_column: str = "cohort",
+    split_schemes: Sequence[str] = (KFOLD,),
     split_seed: int = 0,
     folds: int = 5,
     deep: bool = False,
@@ -86,8 +88,9 @@ def merge_stores(
             `union` keeps all and stores 0 where a store has no value.
         cohort_column: column of cases.parquet that names the store a case came from: its folder, unless its case table
             has the column already.
-        split_seed: of the scheme `kfold`, made over all cases.
-        folds: of `kfold`.
+        split_schemes: made anew over all cases: `kfold`, `leave_one_out:cohort` and the other schemes of an ingest.
+        split_seed: of them.
+        folds: k of the k-fold schemes.
         deep: compare every patch of the members with its hash first.
 
     Returns:
@@ -98,7 +101,7 @@ def merge_stores(
         InputError: stores that do not fit together, share a case, patient or slide, or are not sound; something at
             `out`; or the store cannot be written. There is no store at `out` then.
     """
-    options = _Options(genes, cohort_column, split_seed, folds, deep)
+    options = _Options(genes, cohort_column, tuple(split_schemes), split_seed, folds, deep)
     _check_options(options)
     place, found = canonical(out), [canonical(store) for store in stores]
     _check_places(found, place)
@@ -127,7 +130,8 @@ def _check_options(options: _Options) -> None:
     if not options.cohort_column or options.cohort_column in reserved:
         expected = f"a name other than {', '.join(reserved)}"
         raise ConfigError("the cohort column cannot have this name", expected=expected, found=options.cohort_column)
-    check_scheme(KFOLD, folds=options.folds)
+    for scheme in options.split_schemes:
+        check_scheme(scheme, folds=options.folds)
 
 
 def _check_places(found: Sequence[str], out: str) -> None:
@@ -298,11 +302,17 @@ def _write_expression(
 def _splits(cases: pa.Table, options: _Options) -> tuple[pa.Table, list[str]]:
     case_ids = cases["case_id"].to_pylist()
     labels = dict(zip(case_ids, cases["label"].to_pylist(), strict=True))
-    columns = {}
-    if PATIENT_COLUMN in cases.column_names:
-        columns[PATIENT_COLUMN] = dict(zip(case_ids, cases[PATIENT_COLUMN].to_pylist(), strict=True))
-    table, notes = make_scheme(KFOLD, labels, columns, folds=options.folds, seed=options.split_seed)
-    return join_splits([table]), notes
+    wanted = {PATIENT_COLUMN, *(name.partition(":")[2] or name for name in options.split_schemes)}
+    columns = {
+        name: dict(zip(case_ids, cases[name].to_pylist(), strict=True))
+        for name in sorted(wanted & set(cases.column_names))
+    }
+    made, notes = [], list[str]()
+    for scheme in dict.fromkeys(options.split_schemes):
+        table, more = make_scheme(scheme, labels, columns, folds=options.folds, seed=options.split_seed)
+        made.append(table)
+        notes += more
+    return join_splits(made), notes
 
 
 def _shared_cohorts(members: Sequence[_Member], merged: _Tables, column: str) -> list[str]:
@@ -317,7 +327,7 @@ def _split_notes(members: Sequence[_Member]) -> list[str]:
     schemes = sorted({scheme for member in members for scheme in member.store.split_schemes})
     if not schemes:
         return []
-    return [f"the stores' own splits ({', '.join(schemes)}) were not taken over: {KFOLD} is dealt anew over all cases"]
+    return [f"the stores' own splits ({', '.join(schemes)}) were not taken over: splits are made anew over all cases"]
 
 
 def _sources(members: Sequence[_Member]) -> pa.Table:

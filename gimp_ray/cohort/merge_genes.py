@@ -98,7 +98,7 @@ def _refuse_strangers(store: CohortStore, known: Collection[str], genes: Sequenc
     one, other = ({_VERSION.sub("", gene) for gene in some} for some in (known, genes))
     fix = "ingest the stores with gene ids of one kind: symbols, or Ensembl ids, with versions or without"
     if len(one & other) >= _LEAST_SHARED * smaller:
-        fix = f"without versions (.12) {len(one & other):,} ids match: ingest all with versions, or all without"
+        fix = f"without versions {len(one & other):,} ids match: ingest all with --gene-versions strip"
     raise InputError(
         "the stores' genes hardly match",
         file=store.path,

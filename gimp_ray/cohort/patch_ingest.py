@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from gimp_ray.cohort import patch_tasks
 from gimp_ray.cohort.discover import PatchFiles
-from gimp_ray.cohort.manifest import Manifest
 from gimp_ray.cohort.progress import Progress
 from gimp_ray.cohort.readers import PATCH_READERS, PatchSource
 from gimp_ray.cohort.roll import LeftOut, Roll
@@ -87,27 +86,30 @@ def slides_table(
 
 
 def common(slides: pa.Table, column: str) -> Any:
-    """The one value of a column, None where no slide has one."""
-    if column not in slides.column_names:
-        return None
+    """The one value of a column, None where no slide has one or several are stored."""
     values = [value for value in slides[column].unique().to_pylist() if value is not None]
-    return values[0] if values else None
+    return values[0] if len(values) == 1 else None
 
 
-def refuse_mixture(sources: Sequence[PatchSource], manifest: Manifest | None) -> None:
-    """Refuse slides that do not go together: among themselves, or with those the store of `manifest` has."""
+def refuse_mixture(sources: Sequence[PatchSource], stored: pa.Table | None, dim: int | None) -> None:
+    """Refuse slides that do not go together: among themselves, or with the slides a store has."""
     _refuse_mixture(sources)
-    for source in sources if manifest is not None else ():
-        for name in ("dim", "encoder", "magnification", "patch_size", "overlap"):
-            has = getattr(manifest, name)
-            found = source.dim if name == "dim" else getattr(source.attributes, name, None)
-            if None not in (has, found) and has != found:
+    if stored is None or not stored.num_rows:
+        return
+    names = ("encoder", "magnification", "patch_size", "overlap", "coord_unit")
+    has: dict[str, Any] = {"dim": dim, **{name: common(stored, name) for name in names}}
+    for source in sources:
+        found: dict[str, Any] = {"dim": source.dim, **{name: getattr(source.attributes, name) for name in names}}
+        if found["magnification"] is None:  # a size at a pyramid level is no size at a magnification
+            found["patch_size"] = None
+        for name, value in has.items():
+            if None not in (value, found[name]) and value != found[name]:
                 raise InputError(
                     f"the new slides have another {name} than the store",
                     file=source.path,
                     case=source.slide_id,
-                    expected=f"{name} {has}",
-                    found=f"{name} {found}",
+                    expected=f"{name} {value}",
+                    found=f"{name} {found[name]}",
                     fix="make a store of its own for them",
                 )
 

@@ -5,23 +5,28 @@ Nothing is written here. Left out: each format's reader (`readers/`), and what a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import pyarrow as pa
 
 from gimp_ray.cohort import existing as existing_store
 from gimp_ray.cohort import gene_join, patch_ingest
 from gimp_ray.cohort.discover import PatchFiles, find_patch_files
 from gimp_ray.cohort.existing import Existing
+from gimp_ray.cohort.gene_source import read_expression
+from gimp_ray.cohort.gene_units import UNKNOWN, canonical
 from gimp_ray.cohort.ingest_options import IngestOptions
 from gimp_ray.cohort.progress import Progress
 from gimp_ray.cohort.readers import PatchSource
-from gimp_ray.cohort.readers.case_table import CaseTable, read_case_table
+from gimp_ray.cohort.readers.case_table import CaseTable, read_cases
 from gimp_ray.cohort.readers.matrix import GeneMatrix
-from gimp_ray.cohort.readers.split_table import read_split_table
+from gimp_ray.cohort.readers.split_table import read_splits
 from gimp_ray.cohort.report import Coverage, IngestPlan
 from gimp_ray.cohort.roll import LeftOut, Roll
 from gimp_ray.cohort.sources import signature
-from gimp_ray.cohort.splits import SplitRow, rows_of
+from gimp_ray.cohort.splits import PATIENT_COLUMN, rows_of
 from gimp_ray.cohort.work import Work
 from gimp_ray.errors import ConfigError, InputError
 
@@ -31,9 +36,10 @@ class Sources:
     """What the user gave."""
 
     patches: Path | None
-    genes: Path | None
-    cases: Path
+    genes: tuple[Path, ...]
+    cases: tuple[Path, ...]
     splits: Path | None
+    sample_sheet: Path | None
 
 
 @dataclass
@@ -44,7 +50,8 @@ class Prepared:
         table: the case table, with rows for what the store holds already.
         to_write: the slides to write, sorted.
         files_read: slide -> its patch file, of the slides to write and of those found unchanged.
-        tables_read: (kind, file) of every other source.
+        splits: rows of splits.parquet that the user brought; None where there are none.
+        tables_read: file of every other source -> its kind, and its SHA-256 where it is known already.
         is_new: whether there is anything to write.
     """
 
@@ -56,8 +63,8 @@ class Prepared:
     files_read: dict[str, Path]
     matrix: GeneMatrix | None
     gene_unit: str | None
-    split_rows: list[SplitRow]
-    tables_read: list[tuple[str, Path]]
+    splits: pa.Table | None
+    tables_read: dict[Path, tuple[str, str | None]]
     notes: list[str]
     is_new: bool
     plan: IngestPlan = field(repr=False)
@@ -82,26 +89,32 @@ def prepare(
     Raises:
         InputError: contradicting or unusable sources; anything to be left out when strict.
     """
-    if sources.patches is None and sources.genes is None:
+    if sources.patches is None and not sources.genes:
         fix = "give a folder of patch features, a gene matrix, or both"
         raise InputError("nothing to ingest: neither patches nor genes", fix=fix)
     if existing is not None:
         _same_kind(existing, options)
-    table = read_case_table(sources.cases)
+    table = read_cases(sources.cases, options.of_cases)
     given_cases = {case_id for case_id in table.case_ids if case_id is not None}
     if existing is not None:
         table = existing_store.with_stored_rows(table, existing)
     has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
-    roll = Roll(table, with_slides=has_slides)
-    split_rows = [] if sources.splits is None else _read_splits(sources.splits, roll)
-    files = None if sources.patches is None else find_patch_files(sources.patches)
+    files = None if sources.patches is None else find_patch_files(sources.patches, options.encoder)
+    roll = Roll(table, with_slides=has_slides, stems=() if files is None else files.by_slide)
+    table, splits = roll.table, None
+    if sources.splits is not None:
+        splits, unknown = read_splits(sources.splits, roll.case_row, roll.slide_to_case(), _patients(table))
+        roll.left_out += unknown
     matrix, unit, notes = _genes(sources, roll, existing, options)
+    notes = [*table.notes, *notes]
     coverage = _coverage(roll, files, matrix, existing)
     if matrix is not None:
         notes += gene_join.join(roll, matrix)
     to_write: dict[str, PatchSource] = {}
     unchanged: set[str] = set()
     if has_slides:
+        if options.slides != "largest":
+            roll.apply_slide_rule(options.slides)
         if files is not None:
             full = files if existing is None else existing_store.with_stored_files(files, existing)
             patch_ingest.join_files(roll, full)
@@ -111,15 +124,17 @@ def prepare(
             if existing is not None:
                 unchanged |= _compare({s: looked.pop(s) for s in sorted(changed)}, existing, roll, work, bar)
             to_write = _usable(looked, roll)
-        manifest = None if existing is None else existing.store.manifest
-        patch_ingest.refuse_mixture(list(to_write.values()), manifest)
+        if options.slides == "largest":
+            roll.apply_slide_rule("largest", _sizes(to_write, existing))
+            to_write = {slide_id: source for slide_id, source in to_write.items() if slide_id in roll.slides}
+        store = None if existing is None else existing.store
+        stored_slides, stored_dim = (None, None) if store is None else (store.slides, store.dim)
+        patch_ingest.refuse_mixture(list(to_write.values()), stored_slides, stored_dim)
     roll.refuse(options.strict)
     if existing is not None:
         _nothing_lost(existing, roll)
     stored = set() if existing is None else set(existing.slides)
     new_cases = set(roll.labels) - (set() if existing is None else set(existing.store.cases["case_id"].to_pylist()))
-    tables_read = [("cases", sources.cases)]
-    tables_read += [(k, p) for k, p in (("genes", sources.genes), ("splits", sources.splits)) if p is not None]
     plan = IngestPlan(
         store=place,
         coverage=coverage,
@@ -132,7 +147,6 @@ def prepare(
         left_out=tuple(roll.left_out),
         notes=tuple(notes),
     )
-    new_splits = bool(split_rows) if existing is None else _new_splits(split_rows, existing)
     known = {} if files is None else files.by_slide
     return Prepared(
         table=table,
@@ -143,10 +157,10 @@ def prepare(
         files_read={slide_id: known[slide_id] for slide_id in {*to_write, *(unchanged & set(known))}},
         matrix=matrix,
         gene_unit=unit,
-        split_rows=split_rows,
-        tables_read=tables_read,
+        splits=splits,
+        tables_read=_tables_read(sources, matrix),
         notes=notes,
-        is_new=existing is None or bool(to_write) or bool(new_cases & given_cases) or new_splits,
+        is_new=existing is None or bool(to_write) or bool(new_cases & given_cases) or _new_splits(splits, existing),
         plan=plan,
     )
 
@@ -164,38 +178,63 @@ def _same_kind(existing: Existing, options: IngestOptions) -> None:
             )
 
 
-def _read_splits(path: Path, roll: Roll) -> list[SplitRow]:
-    rows = read_split_table(path)
-    for case_id in sorted({row.case_id for row in rows} - set(roll.case_row)):
-        reason = "the split table names a case that is not in the case table"
-        roll.left_out.append(LeftOut("split entry", case_id, reason, case_id, str(path)))
-    return rows
+def _patients(table: CaseTable) -> pa.Table | None:
+    """Case and patient, where the case table says who is one patient; its first row of a case decides."""
+    if PATIENT_COLUMN not in table.extra.column_names:
+        return None
+    patients = table.extra[PATIENT_COLUMN].to_pylist()
+    of_case: dict[str, object] = {}
+    for case_id, patient in zip(table.case_ids, patients, strict=True):
+        if case_id is not None:
+            of_case.setdefault(case_id, patient)
+    return pa.table({"case_id": list(of_case), PATIENT_COLUMN: pa.array(of_case.values())})
+
+
+def _sizes(to_write: Mapping[str, PatchSource], existing: Existing | None) -> dict[str, int]:
+    """Patches of every slide that is stored or will be."""
+    sizes = {slide_id: source.n_patches for slide_id, source in to_write.items()}
+    if existing is not None:
+        slides = existing.store.slides
+        sizes |= dict(zip(slides["slide_id"].to_pylist(), slides["n_patches"].to_pylist(), strict=True))
+    return sizes
+
+
+def _tables_read(sources: Sources, matrix: GeneMatrix | None) -> dict[Path, tuple[str, str | None]]:
+    """Every table that was read: its kind, and the hash where the reader made one."""
+    read: dict[Path, tuple[str, str | None]] = dict.fromkeys(sources.cases, ("cases", None))
+    if sources.splits is not None:
+        files = sorted(sources.splits.iterdir()) if sources.splits.is_dir() else [sources.splits]
+        read |= {path: ("splits", None) for path in files if path.is_file()}
+    hashes = {} if matrix is None else matrix.hashes
+    return read | {Path(file): ("genes", sha256) for file, sha256 in hashes.items()}
 
 
 def _genes(
     sources: Sources, roll: Roll, existing: Existing | None, options: IngestOptions
 ) -> tuple[GeneMatrix | None, str | None, list[str]]:
-    """The expression, the unit, and notes; with the stored one of cases that the matrix lacks."""
-    matrix, unit, notes = None, None, list[str]()
-    if sources.genes is not None:
-        matrix = gene_join.read_matrix(sources.genes, list(roll.case_row), options.gene_orientation)
-        known = [case_id for case_id in sorted(roll.labels) if case_id in matrix.row_of]
-        unit, notes = gene_join.unit_of(matrix, known, options.gene_unit)
-    if existing is not None:
-        stored_unit = existing.store.manifest.gene_unit
-        matrix, changed = existing_store.with_stored_genes(matrix, existing)
-        reason = "its expression changed since it was stored, and the store keeps what it has"
-        roll.left_out += [LeftOut("gene sample", case_id, reason, case_id, str(sources.genes)) for case_id in changed]
-        if matrix is not None and unit not in (None, stored_unit):
-            raise InputError(
-                "the expression has another unit than the store's",
-                file=sources.genes,
-                expected=f"unit {stored_unit}",
-                found=f"unit {unit}",
-                fix="give the genes in the store's unit and declare it; units are never converted",
-            )
-        unit = stored_unit
-    return matrix, unit, notes
+    """The expression, the unit, and notes; stored cases have the values that are stored."""
+    matrix = None
+    if sources.genes:
+        matrix = read_expression(sources.genes, list(roll.case_row), options.of_genes, sources.sample_sheet)
+    unit, notes = (None, list[str]()) if matrix is None else (matrix.unit or UNKNOWN, [])
+    if existing is None:
+        return matrix, unit, notes
+    stored_unit = existing.store.manifest.gene_unit
+    matrix, changed = existing_store.with_stored_genes(matrix, existing)
+    if stored_unit is not None and unit == UNKNOWN != stored_unit:
+        notes.append(f"the new gene files do not say their unit; the store's, {stored_unit}, was taken")
+    elif None not in (unit, stored_unit) and canonical(str(unit)) != canonical(str(stored_unit)):
+        raise InputError(
+            "the expression has another unit than the store's",
+            file=sources.genes[0] if sources.genes else None,
+            expected=f"unit {stored_unit}",
+            found=f"unit {unit}",
+            fix="give the genes in the store's unit and declare it; units are never converted",
+        )
+    reason = "its expression changed since it was stored, and the store keeps what it has"
+    file = str(sources.genes[0]) if sources.genes else None
+    roll.left_out += [LeftOut("gene sample", case_id, reason, case_id, file) for case_id in changed]
+    return matrix, stored_unit, notes
 
 
 def _changed(files: PatchFiles, existing: Existing | None, roll: Roll) -> tuple[set[str], set[str]]:
@@ -264,8 +303,8 @@ def _nothing_lost(existing: Existing, roll: Roll) -> None:
             )
 
 
-def _new_splits(rows: list[SplitRow], existing: Existing) -> bool:
-    return bool(set(rows) - set(rows_of(existing.store.table("splits"))))
+def _new_splits(splits: pa.Table | None, existing: Existing) -> bool:
+    return splits is not None and bool(set(rows_of(splits)) - set(rows_of(existing.store.table("splits"))))
 
 
 def _coverage(roll: Roll, files: PatchFiles | None, matrix: GeneMatrix | None, existing: Existing | None) -> Coverage:

@@ -42,9 +42,11 @@ def sha256_of(path: Path) -> str:
 
 
 def sources_table(
-    patches: Mapping[str, Path], tables: Iterable[tuple[str, Path]], kept: Iterable[Mapping[str, object]] = ()
+    patches: Mapping[str, Path],
+    tables: Mapping[Path, tuple[str, str | None]],
+    kept: Iterable[Mapping[str, object]] = (),
 ) -> pa.Table:
-    """sources.parquet: the patch file of each slide, each (kind, file) of the tables, and rows kept as they were."""
+    """sources.parquet: the patch file of each slide, the kind and, if known, hash of each table, and rows kept."""
     rows: dict[tuple[str, str, str], dict[str, object]] = {}
     for row in kept:
         rows[str(row["kind"]), str(row["id"]), str(row["file"])] = dict(row)
@@ -52,9 +54,8 @@ def sources_table(
         for key in [key for key in rows if key[:2] == ("patches", slide_id)]:
             del rows[key]
         rows["patches", slide_id, str(path)] = _row("patches", slide_id, path, None)
-    for kind, path in tables:
-        if path.is_file():
-            rows[kind, path.name, str(path)] = _row(kind, path.name, path, sha256_of(path))
+    for path, (kind, sha256) in tables.items():
+        rows[kind, path.name, str(path)] = _row(kind, path.name, path, sha256 or sha256_of(path))
     ordered = [rows[key] for key in sorted(rows)]
     return pa.Table.from_pylist(ordered, schema=table_schema("sources").arrow())
 

@@ -154,10 +154,13 @@ def with_extra(table: pa.Table, extra: pa.Table, rows: Sequence[int]) -> pa.Tabl
     return table.combine_chunks()
 
 
-def genes_table(gene_ids: Sequence[str]) -> pa.Table:
-    """genes.parquet."""
-    columns = {"gene_id": list(gene_ids), "position": np.arange(len(gene_ids), dtype=np.int32)}
-    return pa.table(columns, schema=table_schema("genes").arrow())
+def genes_table(gene_ids: Sequence[str], columns: Mapping[str, Sequence[str | None]] | None = None) -> pa.Table:
+    """genes.parquet, with the further columns of the gene file: symbol, gene_type, ..."""
+    known = {"gene_id": list(gene_ids), "position": np.arange(len(gene_ids), dtype=np.int32)}
+    table = pa.table(known, schema=table_schema("genes").arrow())
+    for name, values in sorted((columns or {}).items()):
+        table = table.append_column(pa.field(name, pa.string()), pa.array(values, pa.string()))
+    return table
 
 
 def _metadata(name: str) -> dict[str, str]:

@@ -338,7 +338,7 @@ def _no_slide_column(sources: Sources) -> None:
 
 
 def _no_label_column(sources: Sources) -> None:
-    sources.write_cases(("case_id", "slide_id", "subtype"))
+    sources.write_cases(("case_id", "slide_id", "verdict"))
 
 
 def _no_patch_folder(sources: Sources) -> None:
@@ -362,7 +362,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Sources], None], str, str | None, str,
     "dots in a slide id": (_rows(["A1", "..", "LUAD"]), "is a path", "..", "name without", ".."),
     "backslash in a slide id": (_rows(["A1", "C:\\x", "LUAD"]), "is a path", "C:\\x", "name without", "C:"),
     "no slide column": (_no_slide_column, "no slide_id column", None, "slide_id", "case_id, label"),
-    "no label column": (_no_label_column, "no label column", None, "label", "subtype"),
+    "no label column": (_no_label_column, "no label column", None, "label", "verdict"),
     "no patch folder": (_no_patch_folder, "no such folder", None, "folder", "nothing"),
     "no patch files": (_no_patch_files, "no patch features", None, ".h5", "A0-DX1.svs"),
 }

@@ -97,8 +97,9 @@ def test_tcga_expression_with_the_clinical_table(tmp_path: Path) -> None:
     report = ingest_cohort(patches=None, genes=genes, cases=cases, out=tmp_path / "S", options=QUIET)
     store = CohortStore.open(tmp_path / "S")
     assert (store.manifest.num_cases, store.num_genes, store.classes) == (900, 25_223, ("LUAD", "LUSC"))
-    assert store.manifest.gene_unit == "log2(FPKM + 1)"
-    assert store.cases.schema.names == ["case_id", "label", "age", "site", "survival_months", "censorship", "is_female"]
+    assert store.manifest.gene_unit == "log2(FPKM+1)"
+    given = ["age", "site", "survival_months", "censorship", "is_female"]
+    assert store.cases.schema.names == ["case_id", "label", *given, "event", "sex"]
     with h5py.File(genes) as file:
         position = {case_id: i for i, case_id in enumerate(file["case_id"].asstr()[:])}
         truth, gene_ids = file["expression"][:], list(file["gene_id"].asstr()[:])

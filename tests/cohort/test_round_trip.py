@@ -49,7 +49,7 @@ def _double_gzip(folder: Path, values: np.ndarray, coords: np.ndarray) -> np.nda
 def _stamp(folder: Path, values: np.ndarray, coords: np.ndarray) -> np.ndarray:
     with h5py.File(folder / "A0-DX1.h5", "w") as file:
         file["feats"], file["coords"] = values, coords + 0.25
-        file.attrs.update({"extractor": "ctranspath", "unit": "um", "tile_size_px": 224})
+        file.attrs.update({"extractor": "ctranspath", "tile_size_px": 224})
     return coords
 
 

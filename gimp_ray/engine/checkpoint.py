@@ -30,14 +30,20 @@ STALE_SECONDS = 3600.0
 def save_checkpoint(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
 ) -> Path:
-    """Write `folder/step-NNNNNNNN` and remove all but the newest `keep`."""
+    """Write `folder/step-NNNNNNNN` and remove all but the newest `keep`.
+
+    Steps are numbered by the number of workers. A run that goes on with more of them comes to lower numbers than its
+    checkpoints have: those of higher numbers are then older, and go.
+    """
     target = folder / f"step-{step:08d}"
     tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     tensors |= _optimizer_tensors(optimizer)
     with whole_folder(target) as aside:
         save_file(tensors, aside / "state.safetensors")
         write_json(aside / "state.json", {"format": FORMAT, "step": step, **state})
-    for old in checkpoint_folders(folder)[:-keep]:
+    folders = checkpoint_folders(folder)
+    newest = folders.index(target) + 1
+    for old in folders[newest:] + folders[:newest][:-keep]:
         shutil.rmtree(old)
     return target
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import posixpath
+import re
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +23,24 @@ from gimp_ray.errors import InputError
 S3_ATTEMPTS = 9
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 30.0
+
+_ADVICE = tuple(
+    (re.compile(pattern, re.IGNORECASE), fix)
+    for pattern, fix in (
+        (
+            r"access.?denied|forbidden|permission|invalid.?access.?key|signature|credentials|expired.?token",
+            "check the credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role) and what they "
+            "may read and write",
+        ),
+        (r"no.?such.?bucket|bucket does not exist", "make the bucket, or correct its name"),
+        (
+            r"network.?connection|slow.?down|service.?unavailable|internal.?(failure|error)|time.?out|could not connect"
+            r"|request.?throttled|throttling|connection|curlcode",
+            "the storage did not answer as it should in {attempts} attempts: check the network and the endpoint "
+            "(AWS_ENDPOINT_URL), and start again when it is up",
+        ),
+    )
+)
 
 _ARROW_SCHEMES = ("file", "gs", "gcs", "hdfs", "viewfs", "mock")
 
@@ -66,8 +85,26 @@ def join(place: str, name: str) -> str:
         return name
     if is_uri(place):
         scheme, _, rest = place.partition("://")
-        return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
+        rest, mark, query = rest.partition("?")
+        return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}{mark}{query}"
     return posixpath.normpath(posixpath.join(place, name))
+
+
+def named(filesystem: pafs.FileSystem, path: str) -> str:
+    """What to call a path on a file system in a message: as a URI, where it is in S3."""
+    return f"s3://{path}" if filesystem.type_name == "s3" else path
+
+
+def advice(filesystem: pafs.FileSystem, error: BaseException) -> str | None:
+    """What to do about an error of an object storage that refuses, lacks the bucket or does not answer.
+
+    None where it is none such, and on a local disk.
+    """
+    text = f"{type(error).__name__} {error}"
+    for pattern, fix in () if is_local(filesystem) else _ADVICE:
+        if pattern.search(text):
+            return fix.format(attempts=S3_ATTEMPTS)
+    return None
 
 
 def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes:
@@ -124,13 +161,28 @@ def create(place: str, data: bytes) -> bool:
 
 
 def _create_s3(place: str, data: bytes) -> bool:
-    from botocore.exceptions import ClientError
+    from botocore.exceptions import BotoCoreError, ClientError
     from s3fs import S3FileSystem
 
+    endpoint, region = _s3_server(place)
+    # a kept instance would go on with the credentials and endpoint it was made with
+    client = S3FileSystem(
+        endpoint_url=endpoint,
+        client_kwargs={"region_name": region},
+        config_kwargs={
+            "retries": {"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "read_timeout": REQUEST_TIMEOUT_S,
+        },
+        skip_instance_cache=True,
+    )
+    client.retries = 1  # botocore's are enough
     try:
-        S3FileSystem().pipe_file(place.removeprefix("s3://").partition("?")[0], data, mode="create")
+        client.pipe_file(place.removeprefix("s3://").partition("?")[0], data, mode="create")
     except FileExistsError:
         return False
+    except BotoCoreError as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
     except OSError as error:
         cause = error.__cause__
         if isinstance(cause, ClientError) and cause.response.get("Error", {}).get("Code") in _TAKEN:
@@ -156,17 +208,12 @@ def _of_uri(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Arrow's S3 client; `region`, `endpoint_override` and `scheme` may stand in the URI as Arrow knows them."""
     parts = urlsplit(uri)
-    said = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-    endpoint = said.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3") or _endpoint()
-    region = said.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region is None:
-        region = "us-east-1" if endpoint else pafs.resolve_s3_region(parts.netloc)
-    options: dict[str, object] = {"region": region}
+    endpoint, region = _s3_server(uri)
+    options: dict[str, object] = {"region": region or pafs.resolve_s3_region(parts.netloc)}
     if endpoint:
-        scheme, _, host = endpoint.rpartition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": said.get("scheme") or scheme or "https"}
+        scheme, _, host = endpoint.partition("://")
+        options |= {"endpoint_override": host, "scheme": scheme}
     filesystem = pafs.S3FileSystem(
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
         connect_timeout=CONNECT_TIMEOUT_S,
@@ -176,5 +223,15 @@ def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
     return filesystem, parts.netloc + parts.path
 
 
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL")
+def _s3_server(uri: str) -> tuple[str | None, str | None]:
+    """The endpoint (with its scheme) and the region: from the URI, where they stand as Arrow knows them
+    (`?endpoint_override=HOST&scheme=http&region=...`), else from the environment; None for those of AWS.
+    """
+    said = {key: values[-1] for key, values in parse_qs(urlsplit(uri).query).items()}
+    endpoint = said.get("endpoint_override") or os.environ.get("AWS_ENDPOINT_URL_S3")
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+    region = said.get("region") or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if not endpoint:
+        return None, region
+    scheme, _, host = endpoint.rpartition("://")
+    return f"{said.get('scheme') or scheme or 'https'}://{host.rstrip('/')}", region or "us-east-1"

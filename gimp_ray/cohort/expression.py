@@ -55,14 +55,16 @@ class ExpressionReader:
                     self._starts, self._footer = np.cumsum([0, *sizes])[:-1], footer
             return pq.ParquetFile(self._source, metadata=self._footer, pre_buffer=not local)
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged("a readable Parquet table", str(error)) from error
+            raise self._damaged(
+                "a readable Parquet table", str(error), places.advice(self._filesystem, error)
+            ) from error
 
     def _row_group(self, file: pq.ParquetFile, group: int, num_genes: int) -> tuple[list[str], np.ndarray]:
         """The case ids and the (rows, num_genes) float32 values of a row group."""
         try:
             table = file.read_row_group(group, columns=["case_id", "values"], use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(f"row group {group}", str(error)) from error
+            raise self._damaged(f"row group {group}", str(error), places.advice(self._filesystem, error)) from error
         packed = table["values"].chunk(0)
         if packed.type != pa.binary(4 * num_genes):
             raise self._damaged(f"{num_genes} values a case", str(packed.type))
@@ -70,6 +72,7 @@ class ExpressionReader:
         block = flat[packed.offset * num_genes : (packed.offset + len(packed)) * num_genes].reshape(-1, num_genes)
         return table["case_id"].to_pylist(), block
 
-    def _damaged(self, expected: str, found: str | None = None) -> InputError:
-        fix = "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
-        return InputError("the store is damaged", file=self._path, expected=expected, found=found, fix=fix)
+    def _damaged(self, expected: str, found: str | None = None, fix: str | None = None) -> InputError:
+        fix = fix or "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
+        file = places.named(self._filesystem, self._path)
+        return InputError("the store is damaged", file=file, expected=expected, found=found, fix=fix)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
+from gimp_ray import places
 from gimp_ray.cohort.schema import LAYOUT_VERSION, table_schema
 from gimp_ray.errors import InputError
 
@@ -74,14 +75,15 @@ def read_manifest(filesystem: pafs.FileSystem, root: str) -> Manifest:
     except FileNotFoundError:
         raise InputError(
             "this is not a cohort store: it has no manifest",
-            file=path,
+            file=places.named(filesystem, path),
             expected="a folder written by `gimp ingest`",
-            found="a folder without manifest.json" if _is_folder(filesystem, root) else "nothing at this path",
+            found=_instead(filesystem, root),
             fix="give the path of a store, or make one with `gimp ingest`",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError("the store's manifest cannot be read", file=path, found=str(error)) from error
-    return parse_manifest(text, path)
+        what, fix = "the store's manifest cannot be read", places.advice(filesystem, error)
+        raise InputError(what, file=places.named(filesystem, path), found=str(error), fix=fix) from error
+    return parse_manifest(text, places.named(filesystem, path))
 
 
 def parse_manifest(text: str, path: str) -> Manifest:
@@ -207,5 +209,14 @@ def _damaged(path: str, expected: str, found: str) -> InputError:
     return InputError("the store's manifest is damaged", file=path, expected=expected, found=found, fix=fix)
 
 
-def _is_folder(filesystem: pafs.FileSystem, root: str) -> bool:
-    return filesystem.get_file_info(root).type == pafs.FileType.Directory
+def _instead(filesystem: pafs.FileSystem, root: str) -> str:
+    """What there is in place of a store."""
+    try:
+        if filesystem.get_file_info(root).type == pafs.FileType.Directory:
+            return "a folder without manifest.json"
+        bucket = root.partition("/")[0]
+        if filesystem.type_name == "s3" and filesystem.get_file_info(bucket).type == pafs.FileType.NotFound:
+            return f"no bucket of the name {bucket}"
+    except OSError:
+        pass
+    return "nothing at this path"

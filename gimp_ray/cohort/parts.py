@@ -256,7 +256,7 @@ class PartReader:
             for batch in batches:
                 yield batch.column(0)
         except (pa.ArrowException, OSError, IndexError) as error:
-            raise self._damaged(name, str(error)) from error
+            raise self._unreadable(name, error) from error
 
     def _copy(self, name: str, runs: list[_Run], data: NDArray[np.uint8], shift: int, out: NDArray[np.uint8]) -> int:
         """Copy runs of a file, of which `data` is the part from `shift` on, after one another; returns the bytes."""
@@ -272,7 +272,7 @@ class PartReader:
         try:
             data = source.read_at(length, offset)
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(name, str(error)) from error
+            raise self._unreadable(name, error) from error
         if len(data) != length:
             raise self._damaged(name, f"{len(data)} of {length} bytes from {offset} on")
         return np.frombuffer(data, dtype=np.uint8)
@@ -311,19 +311,22 @@ class PartReader:
             footer = pq.ParquetFile(source).metadata
             return _Part(source, footer, _layout(footer), mapped)
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(name, str(error)) from error
+            raise self._unreadable(name, error) from error
 
     def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
         """A part file is below the store, or, in a store merged of others, wherever its name says."""
         return places.resolve(name) if places.is_uri(name) else (self._filesystem, places.join(self._root, name))
 
-    def _damaged(self, name: str, found: str) -> InputError:
+    def _unreadable(self, name: str, error: Exception) -> InputError:
+        return self._damaged(name, str(error), places.advice(self._place(name)[0], error))
+
+    def _damaged(self, name: str, found: str, fix: str | None = None) -> InputError:
         return InputError(
             "a part file of the store cannot be read",
-            file=places.join(self._root, name),
+            file=name if places.is_uri(name) else places.named(self._filesystem, places.join(self._root, name)),
             expected="a Parquet file of patches, as ingest wrote it",
             found=found[:500],
-            fix="`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again",
+            fix=fix or "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again",
         )
 
 

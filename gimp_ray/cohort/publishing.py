@@ -126,12 +126,14 @@ def lock(out: str) -> Iterator[bool]:
         "pid": os.getpid(),
         "started": psutil.Process().create_time(),
         "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "mark": secrets.token_hex(8),
     }
     text = json.dumps(me).encode()
-    killed = not places.create(place, text)
+    # where the answer to a request got lost, it was asked again, and the lock in the way is this one
+    killed = not _create(place, out, text) and _read(place) != text
     if killed:
         _take_over(place, out)
-        if not places.create(place, text):
+        if not _create(place, out, text):
             raise _busy(place, out, "another ingest that has just begun")
     try:
         yield killed
@@ -141,9 +143,27 @@ def lock(out: str) -> Iterator[bool]:
             filesystem.delete_file(path)
 
 
+def _create(place: str, out: str, text: bytes) -> bool:
+    try:
+        return places.create(place, text)
+    except OSError as error:
+        fix = places.advice(places.resolve(out)[0], error)
+        if fix is None:
+            raise
+        raise InputError("the store cannot be written", file=out, found=str(error), fix=fix) from error
+
+
+def _read(place: str) -> bytes | None:
+    with contextlib.suppress(OSError):
+        return places.read_bytes(*places.resolve(place))
+    return None
+
+
 def _lock_place(out: str) -> str:
     # beside a local store, which is to appear by a rename; inside one in object storage
-    return f"{out}/.ingest.lock" if places.is_uri(out) else str(Path(out).parent / f".{Path(out).name}.ingest.lock")
+    if places.is_uri(out):
+        return places.join(out, ".ingest.lock")
+    return str(Path(out).parent / f".{Path(out).name}.ingest.lock")
 
 
 def _take_over(place: str, out: str) -> None:
@@ -154,8 +174,8 @@ def _take_over(place: str, out: str) -> None:
         host, pid, started = str(holder["host"]), int(holder["pid"]), float(holder["started"])
     except FileNotFoundError:
         return
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _busy(place, out, "a lock that cannot be read") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _busy(place, out, f"a lock that cannot be read ({error})") from None
     if host != socket.gethostname():
         raise _busy(place, out, f"process {pid} on {host}, since {holder.get('since')}")
     try:

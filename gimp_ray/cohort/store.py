@@ -235,6 +235,11 @@ class CohortStore:
         """
         return self._table(name, self.manifest, columns)
 
+    def schema(self, name: str) -> pa.Schema:
+        """The columns of a small table, read from its footer; the schema's own where the store has no such table."""
+        dataset = self._dataset(name, self.manifest)
+        return table_schema(name).arrow(num_genes=1) if dataset is None else dataset.schema
+
     @property
     def _index(self) -> _Index:
         if self._loaded is None:
@@ -289,7 +294,7 @@ class CohortStore:
             if dataset is not None:
                 return dataset.read(columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(manifest.files[name], "a readable Parquet table", str(error)) from error
+            raise self._unreadable(manifest.files[name], error) from error
         empty = table_schema(name).arrow(num_genes=max(manifest.num_genes, 1)).empty_table()
         return empty if columns is None else empty.select(list(columns))
 
@@ -304,7 +309,7 @@ class CohortStore:
         try:
             dataset = pq.ParquetDataset(path, filesystem=self._filesystem, partitioning=None, filters=where)
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(file, "a readable Parquet table", str(error)) from error
+            raise self._unreadable(file, error) from error
         problems = table_schema(name).differences(dataset.schema, num_genes=manifest.num_genes)
         if problems:
             raise self._damaged(file, f"the columns of storage_schemas/{name}.json", "; ".join(problems))
@@ -352,8 +357,12 @@ class CohortStore:
                 found=f"start {start}, length {length}",
             )
 
-    def _damaged(self, name: str, expected: str, found: str) -> InputError:
-        fix = "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
+    def _unreadable(self, name: str, error: Exception) -> InputError:
+        fix = places.advice(self._filesystem, error)
+        return self._damaged(name, "a readable Parquet table", str(error), fix)
+
+    def _damaged(self, name: str, expected: str, found: str, fix: str | None = None) -> InputError:
+        fix = fix or "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
         return InputError("the store is damaged", file=f"{self._path}/{name}", expected=expected, found=found, fix=fix)
 
 

@@ -152,7 +152,18 @@ def load_samples(found: SampleFiles, places: Sequence[int], sheet: SampleSheet |
 
 def _walk(folder: Path) -> Iterator[Path]:
     """The files of a folder and the folders in it, sorted, without what GDC's client leaves beside."""
-    for place, folders, names in os.walk(folder, followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        what = "a folder of gene files cannot be read"
+        raise InputError(what, file=error.filename, expected="a folder that may be listed", found=str(error)) from error
+
+    seen: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = Path(place).resolve()
+        if real in seen:  # a link back
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if name not in _BESIDE_FOLDERS and not name.startswith("."))
         for name in sorted(names):
             if not name.startswith(".") and name not in _BESIDE_NAMES and not name.endswith(_BESIDE_ENDINGS):

@@ -40,7 +40,7 @@ def join(roll: Roll, matrix: GeneMatrix) -> list[str]:
         if len(bad):
             what = "the case's expression holds NaN or Inf"
             found = f"{values[bad[0]]} for gene {matrix.gene_ids[bad[0]]}; {len(bad):,} such values"
-            fix = "complete the values, or drop the genes that are not measured in every case"
+            fix = "complete the values, or drop the genes that some case lacks with the option gene missing: gene"
             file = matrix.file_of(case_id)
             error = InputError(what, file=file, case=case_id, expected="finite values", found=found, fix=fix)
             roll.leave_out_case(error)

@@ -18,6 +18,7 @@ DUPLICATES = ("refuse", "first", "mean", "max", "sum")
 PAR_Y = ("drop", "keep", "add")
 SAMPLES = ("primary", "refuse", "mean")
 GENES = ("same", "intersect")
+MISSING = ("case", "gene")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class GeneOptions:
             `refuse`; `mean` of the samples of the best kind.
         gene_list: file of genes to keep, in its order: text (one a line), GMT or CSV.
         genes: of several files: `same` refuses different genes, `intersect` keeps those that all have.
+        missing: a value that is missing leaves out its `case`, or its `gene` for all cases.
     """
 
     orientation: str = "auto"
@@ -52,6 +54,7 @@ class GeneOptions:
     samples: str = "primary"
     gene_list: Path | None = None
     genes: str = "same"
+    missing: str = "case"
 
     def __post_init__(self) -> None:
         known = {
@@ -62,6 +65,7 @@ class GeneOptions:
             "par_y": PAR_Y,
             "samples": SAMPLES,
             "genes": GENES,
+            "missing": MISSING,
         }
         for name, values in known.items():
             value = getattr(self, name)

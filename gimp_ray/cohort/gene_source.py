@@ -114,6 +114,8 @@ def _read(
         raise next(iter(choice.without.values()))
     unit = resolve_unit(options.unit, said)[0]
     matrix = _assemble(sources, loaded, choice, options, unit)
+    if options.missing == "gene":
+        matrix = _only_measured(matrix)
     hashes.update({str(path): _sha256(path) for path in sources.read})
     if options.gene_list is not None:
         hashes[str(options.gene_list)] = _sha256(Path(options.gene_list))
@@ -249,43 +251,75 @@ def _assemble(
     sources: _Sources, loaded: Sequence[_Loaded | None], choice: Choice, options: GeneOptions, unit: str
 ) -> GeneMatrix:
     """The store's genes and rows."""
-    used = {i: source for i, source in enumerate(loaded) if source is not None}
-    rows_of = {
-        i: sorted({source.row_of[s.place] for own in choice.samples.values() for s in own if s.source == i})
-        for i, source in used.items()
-    }
-    used = {i: source for i, source in used.items() if rows_of[i]}
-    numbers = list(used)
-    alike = all(used[i].gene_ids == used[numbers[0]].gene_ids for i in numbers)
-    plans = []
-    for i in numbers:
-        source = used[i]
-        pooled = numbers if alike else [i]
-        means = _means([(used[j].values, rows_of[j]) for j in pooled])
-        plans.append(gene_rules.plan_genes(source.path, source.gene_ids, source.gene_columns, options, unit, means))
-    if not alike and any(plan.rows_chosen for plan in plans):
-        raise _unlike_rows(used[numbers[1]].path, options)
-    plans = gene_rules.agree(plans, options.genes)
+    chosen = [sample for own in choice.samples.values() for sample in own]
+    used = {i: source for i, source in enumerate(loaded) if any(s.source == i for s in chosen) and source is not None}
+    rows = {i: sorted({source.row_of[s.place] for s in chosen if s.source == i}) for i, source in used.items()}
+    plans = _plans(used, rows, options, unit)
+    first = next(iter(plans.values()))
     groups = list(dict.fromkeys(choice.samples.values()))
-    values = np.zeros((len(groups), len(plans[0].gene_ids)), dtype=np.float32)
-    for i, plan in zip(numbers, plans, strict=True):
+    values = np.zeros((len(groups), len(first.gene_ids)), dtype=np.float32)
+    for i, plan in plans.items():
         _fill(values, groups, i, used[i], plan)
     row_of_group = {group: row for row, group in enumerate(groups)}
-    files = sources.files
-    notes = [*sources.notes, *choice.notes, *(note for plan in plans for note in plan.notes)]
+    notes = [*sources.notes, *choice.notes, *(note for plan in plans.values() for note in plan.notes)]
     return GeneMatrix(
-        path=used[numbers[0]].path,
+        path=first.path,
         source_ids=[" + ".join(sample.name for sample in group) for group in groups],
-        gene_ids=plans[0].gene_ids,
+        gene_ids=first.gene_ids,
         values=values,
         unit=None,
         row_of={case_id: row_of_group[group] for case_id, group in choice.samples.items()},
         matched_by_patient=choice.matched_by_patient,
-        gene_columns=plans[0].gene_columns,
+        gene_columns=first.gene_columns,
         sources=[group[0].path for group in groups],
         without=choice.without,
-        left_out=(*choice.left_out, *(() if files is None else files.left_out)),
+        left_out=(*choice.left_out, *(() if sources.files is None else sources.files.left_out)),
         notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _plans(
+    used: dict[int, _Loaded], rows: dict[int, list[int]], options: GeneOptions, unit: str
+) -> dict[int, gene_rules.GenePlan]:
+    """The genes of every source, the same in all of them."""
+    gene_ids = [source.gene_ids for source in used.values()]
+    alike = all(ids == gene_ids[0] for ids in gene_ids)
+    plans = []
+    for i, source in used.items():
+        # of rows of one name, the same one is chosen in every source
+        means = _means([(used[j].values, rows[j]) for j in (used if alike else (i,))])
+        plans.append(gene_rules.plan_genes(source.path, source.gene_ids, source.gene_columns, options, unit, means))
+    if not alike and any(plan.rows_chosen for plan in plans):
+        raise _unlike_rows(plans[1].path, options)
+    return dict(zip(used, gene_rules.agree(plans, options.genes), strict=True))
+
+
+def _only_measured(matrix: GeneMatrix) -> GeneMatrix:
+    """The matrix without the genes that are missing in some row; its values are moved together in place."""
+    kept = np.ones(len(matrix.gene_ids), dtype=bool)
+    for row in matrix.values:
+        kept &= np.isfinite(row)
+    places = np.flatnonzero(kept)
+    if len(places) == len(kept):
+        return matrix
+    gone = [matrix.gene_ids[i] for i in np.flatnonzero(~kept)]
+    if not len(places):
+        raise InputError(
+            "no gene has a value in every case",
+            file=matrix.path,
+            expected="genes that are measured in every case",
+            found=f"{len(gone):,} genes, each missing in some case",
+            fix="say gene missing: case, or ingest the cases of each platform alone",
+        )
+    for row in matrix.values:
+        row[: len(places)] = row[places]
+    shown = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+    return dataclasses.replace(
+        matrix,
+        gene_ids=[matrix.gene_ids[i] for i in places],
+        gene_columns={name: [values[i] for i in places] for name, values in matrix.gene_columns.items()},
+        values=matrix.values[:, : len(places)],
+        notes=(*matrix.notes, f"{len(gone):,} genes are missing in some case and were left out: {shown}"),
     )
 
 

@@ -16,6 +16,7 @@ from gimp_ray.cohort.gene_rules import is_par_y, x_copy
 from gimp_ray.cohort.gene_samples import Sample, barcode_in, choose_samples, code_of
 from gimp_ray.cohort.gene_source import GeneOptions, read_expression
 from gimp_ray.cohort.gene_units import LINEAR, canonical, is_linear, parse_unit
+from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.readers.gene_sets import without_version
 from gimp_ray.cohort.readers.matrix import GeneMatrix
 from gimp_ray.errors import ConfigError, InputError
@@ -117,6 +118,9 @@ def test_samples_whose_kind_nobody_says_are_refused(tmp_path: Path) -> None:
         (f"{A}-01A", A, True),
         (f"{A}-01Z-00-DX1", f"{A}-01A-11R-1755-07", True),
         (f"{A}-01A", f"{A}-11A-11R-1755-07", False),
+        (f"{A}-01A", f"{A}-06A-11R-1755-07", False),
+        (f"{A}-11A", f"{A}-11A", True),
+        (A, f"{A}-11A", False),
         (A, f"{B}-01A", False),
         (A, f"{A}0-01A", False),
         ("TARGET-20-PAEERJ", "TARGET-20-PAEERJ-09A", True),
@@ -128,6 +132,23 @@ def test_whose_a_sample_is(case_id: str, sample: str, matches: bool) -> None:
     choice = choose_samples([Sample(sample, 0, 0, Path("g"))], [case_id], "primary")
     assert (case_id in choice.samples) == matches
     assert len(choice.left_out) == (not matches)
+
+
+def test_a_case_that_names_a_vial_has_that_vial() -> None:
+    samples = [Sample(f"{A}-01{vial}-11R", 0, i, Path("g")) for i, vial in enumerate("ABC")]
+    choice = choose_samples(samples, [f"{A}-01B"], "primary")
+    assert [sample.name for sample in choice.samples[f"{A}-01B"]] == [f"{A}-01B-11R"]
+
+
+def test_frozen_tissue_before_ffpe(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    files = [write_star(folder / f"{i}" / f"{i}.tsv", seed=i) for i in (1, 2)]
+    columns = ["File Name", "Case ID", "Sample ID", "Sample Type", "Preservation Method"]
+    rows = [
+        [files[0].name, A, f"{A}-01A", "Primary Tumor", "FFPE"],
+        [files[1].name, A, f"{A}-01B", "Primary Tumor", "OCT"],
+    ]
+    assert _read(folder, sheet=write_sheet(tmp_path / "s.tsv", rows, columns)).sources == [files[1]]
 
 
 def test_a_case_with_an_exact_sample_has_no_other(tmp_path: Path) -> None:
@@ -235,6 +256,12 @@ def test_negative_values_of_a_linear_unit_are_refused(tmp_path: Path, unit: str)
     assert _read(path, unit="z-score").notes == ()
 
 
+def test_negative_values_of_a_unit_that_only_a_name_says_are_a_note(tmp_path: Path) -> None:
+    path = write_matrix(tmp_path / "data_mrna_seq_fpkm.txt", {A: [-1.0], B: [99.0]}, ["TP53"], "Hugo_Symbol")
+    matrix = _read(path)
+    assert matrix.unit == "FPKM" and any("negative values down to -1" in note for note in matrix.notes)
+
+
 @pytest.mark.parametrize(
     ("unit", "values", "word"),
     [
@@ -259,6 +286,18 @@ def test_nan_is_no_value_to_doubt(tmp_path: Path) -> None:
     path = _matrix(tmp_path, {"TP53": [float("nan"), 99.0], "EGFR": [float("nan"), 2.0]})
     matrix = _read(path, unit="FPKM")
     assert matrix.notes == () and np.isnan(matrix.expression(A)).all()
+
+
+def test_genes_that_some_case_lacks_can_go_in_place_of_the_case(tmp_path: Path) -> None:
+    nan = float("nan")
+    path = _matrix(tmp_path, {"TP53": [1.0, 2.0], "EGFR": [nan, 3.0], "KRAS": [4.0, 5.0], "ALK": [6.0, nan]})
+    matrix = _read(path, missing="gene", unit="z-score")
+    assert matrix.gene_ids == ["TP53", "KRAS"]
+    np.testing.assert_array_equal([matrix.expression(A), matrix.expression(B)], [[1.0, 4.0], [2.0, 5.0]])
+    assert matrix.notes == ("2 genes are missing in some case and were left out: EGFR, ALK",)
+    assert np.isnan(_read(path, unit="z-score").expression(A)[1])
+    with pytest.raises(InputError, match="no gene has a value in every case"):
+        _read(_matrix(tmp_path, {"EGFR": [nan, 3.0]}), missing="gene")
 
 
 def test_files_of_different_units_are_refused_unless_all_are_silent(tmp_path: Path) -> None:
@@ -439,6 +478,47 @@ def test_only_samples_of_cases_are_held(tmp_path: Path) -> None:
     raw = read_gene_file(tmp_path / "g.csv", wanted)
     assert raw.values.shape == (2, 5) and len(raw.row_ids) == 50
     np.testing.assert_array_equal(raw.values[1], np.array(samples["S30"], np.float32))
+
+
+def test_blocks_of_a_large_file_keep_their_places() -> None:
+    from gimp_ray.cohort.readers.genes_blocks import Blocks
+    from gimp_ray.cohort.readers.matrix import ReadRequest
+
+    blocks = Blocks(Path("g"), ["G0", "G1"], [], ReadRequest(wanted={"S1", "S3"}.__contains__))
+    for start in (0, 2):
+        blocks.add([f"S{start}", f"S{start + 1}"], [], np.add(start, [[0, 0], [1, 1]]))
+    raw = blocks.matrix()
+    assert raw.kept_rows is not None and raw.kept_rows.tolist() == [1, 3]
+    assert raw.values.tolist() == [[1, 1], [3, 3]]
+
+
+def test_an_ingest_accounts_for_samples_and_files(tmp_path: Path) -> None:
+    """Normal tissue alone, a damaged file, a sample of nobody's case, and a table that lies about."""
+    values = {gene: 64.0 * i for i, gene in enumerate(GENES)}
+    cases = [f"TCGA-05-000{i}" for i in range(6)]
+    folder = tmp_path / "d"
+    for case_id in cases:
+        code = "11A" if case_id == cases[4] else "01A"
+        write_htseq(folder / f"{case_id}-{code}.FPKM.txt.gz", values)
+    (folder / f"{cases[5]}-01A.FPKM.txt.gz").write_bytes(b"")
+    write_htseq(folder / f"{B}-01A.FPKM.txt.gz", values)
+    write_matrix(folder / "clinical.tsv", {"age": [60.0]}, ["x"])
+    table = tmp_path / "cases.csv"
+    table.write_text("case_id,label\n" + "".join(f"{case_id},{'xy'[i % 2]}\n" for i, case_id in enumerate(cases)))
+    options = IngestOptions(workers=1, progress=False)
+    report = ingest_cohort(patches=None, genes=folder, cases=table, out=tmp_path / "S", options=options)
+    assert (report.manifest.num_cases, report.manifest.gene_unit) == (4, "FPKM")
+    assert {(item.kind, item.id): item.reason for item in report.left_out} == {
+        ("case", cases[4]): "the case's only gene samples are normal tissue",
+        ("case", cases[5]): "the sample's gene file is damaged",
+        ("gene sample", f"{cases[4]}-11A"): "it is normal tissue",
+        ("gene sample", f"{cases[5]}-01A"): "the sample's gene file is damaged",
+        ("gene sample", f"{B}-01A"): "its case is not in the case table",
+        ("gene file", "clinical.tsv"): "it is a matrix or table beside per-sample gene files",
+    }
+    with pytest.raises(InputError, match="strict ingest: case TCGA-05-0004"):
+        strict = IngestOptions(workers=1, progress=False, strict=True)
+        ingest_cohort(patches=None, genes=folder, cases=table, out=tmp_path / "T", options=strict)
 
 
 def test_a_matrix_and_per_sample_files_together(tmp_path: Path) -> None:

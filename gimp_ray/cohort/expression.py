@@ -34,9 +34,13 @@ class ExpressionReader:
         values = np.empty((len(rows), num_genes), dtype=np.float32)
         wanted = np.asarray(rows, dtype=np.int64)
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
-        for group in np.unique(groups).tolist():
+        order = np.argsort(groups, kind="stable")
+        for some in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+            if not len(some):
+                continue
+            group = int(groups[some[0]])
             ids, block = self._row_group(file, group, num_genes)
-            for position in np.flatnonzero(groups == group).tolist():
+            for position in some.tolist():
                 row = int(wanted[position] - self._starts[group])
                 # keyed by id: the place is where to look, the id decides
                 if row >= len(ids) or ids[row] != case_ids[position]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
@@ -29,6 +30,7 @@ from gimp_ray.cohort.splits import Split, schemes_of, split_of
 from gimp_ray.errors import InputError
 
 _SIZES = ["slide_id", "case_id", "n_patches"]
+_MANY = 1000
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class CohortStore:
         if not self.num_genes:
             fix = "ingest the cohort with a gene matrix"
             raise InputError("the store has no gene expression", file=self._path, fix=fix)
-        rows = [self._case_row(case_id) for case_id in case_ids]
+        rows = self._case_rows(case_ids)
         return self._expression().read(case_ids, rows, self.num_genes)
 
     def split(self, scheme: str, fold: int) -> Split:
@@ -345,6 +347,14 @@ class CohortStore:
             fix = "`CohortStore.cases` lists them; ingest_report.json says what was left out and why"
             raise InputError("the store has no such case", file=self._path, case=case_id, fix=fix)
         return row
+
+    def _case_rows(self, case_ids: Sequence[str]) -> Sequence[int]:
+        if len(case_ids) >= _MANY:  # from here on a hash table of all cases is quicker
+            rows = pc.index_in(pa.array([str(case_id) for case_id in case_ids]), self._index.case_column)
+            if not rows.null_count:
+                found: Sequence[int] = rows.to_numpy()
+                return found
+        return [self._case_row(case_id) for case_id in case_ids]
 
     def _check_window(self, row: int, slide_id: str, start: int, length: int) -> None:
         n_patches = int(self._index.n_patches[row])

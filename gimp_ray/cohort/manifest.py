@@ -152,9 +152,8 @@ def store_fingerprint(content: dict[str, str], **meaning: object) -> str:
 
 def _column_sha256(column: pa.ChunkedArray) -> tuple[str, str]:
     """The type of a column, and SHA-256 of its values: sizes (-1 is null) and bytes of text, else nulls and numbers."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind, text = column.type, _text_like(column.type)
+    kind = _read_back_as(column.type)
+    column, text = column if column.type == kind else column.cast(kind, safe=False), _text_like(kind)
     values, marks = hashlib.sha256(), hashlib.sha256()
     for chunk in column.chunks:
         if text:
@@ -164,6 +163,17 @@ def _column_sha256(column: pa.ChunkedArray) -> tuple[str, str]:
             marks.update(chunk.is_valid().cast(pa.uint8()).to_numpy().data)
             values.update(_bytes_of_values(chunk))
     return str(kind), hashlib.sha256((marks.hexdigest() + values.hexdigest()).encode()).hexdigest()
+
+
+def _read_back_as(kind: pa.DataType) -> pa.DataType:
+    """The type a column has when it was written to Parquet and read; dictionaries as their values."""
+    if pa.types.is_dictionary(kind):
+        return _read_back_as(kind.value_type)
+    if pa.types.is_date64(kind):
+        return pa.date32()
+    if pa.types.is_timestamp(kind) and kind.unit == "s":
+        return pa.timestamp("ms", kind.tz)
+    return pa.time32("ms") if kind == pa.time32("s") else kind
 
 
 def _text_like(kind: pa.DataType) -> bool:

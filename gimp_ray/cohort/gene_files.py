@@ -343,5 +343,5 @@ def _nobody_s(found: SampleFiles, sheet: SampleSheet | None, nobody: Sequence[Le
         file=found.root,
         expected="a sample sheet, or a barcode or case id in the name of each file or its folder",
         found=f"files such as {nobody[0].id}",
-        fix="give the sample sheet (in the GDC portal's cart: Sample Sheet) with the sample sheet option",
+        fix="give the sample sheet (in the GDC portal's cart: Sample Sheet) as sample_sheet",
     )

@@ -23,7 +23,7 @@ MISSING = ("case", "gene")
 
 @dataclass(frozen=True)
 class GeneOptions:
-    """How gene files become one matrix of cases and genes.
+    """How gene files become one matrix of cases and genes. Refusals name the options as an ingest does (`gene_names`).
 
     Args:
         orientation: of matrices: `auto` recognises which axis holds the cases; `cases_by_genes`, `genes_by_cases`.

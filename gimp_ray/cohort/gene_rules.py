@@ -177,7 +177,7 @@ def _without_par_y(
                 file=path,
                 expected="a linear unit such as FPKM, TPM or counts",
                 found=f"gene unit {unit}",
-                fix="say gene par_y: drop or keep, or the unit if it is linear",
+                fix="say par_y: drop or keep, or the unit if it is linear",
             )
         for row in copies:
             if x_copy(ids[row]) in place:
@@ -190,7 +190,7 @@ def _without_par_y(
     filled = int(np.count_nonzero(means(np.asarray(copies, dtype=np.int64)))) if zero_is_zero else 0
     note = f"{len(copies)} Y copies of pseudo-autosomal genes (PAR_Y) were dropped"
     if filled:
-        note += f"; {filled} of them are not 0 in every sample: say gene par_y: add or keep to have them"
+        note += f"; {filled} of them are not 0 in every sample: say par_y: add or keep to have them"
     return [row for row in rows if row not in gone], {}, [note]
 
 
@@ -212,7 +212,7 @@ def _names(
             file=path,
             expected=f"a column of {'symbols, such as gene_name' if key == SYMBOL else 'ids, such as Entrez_Gene_Id'}",
             found=f"gene ids such as {', '.join(ids[:3])}; further columns: {', '.join(beside) or 'none'}",
-            fix="say gene names: id",
+            fix="say gene_names: id",
         )
     missing = sum(not values[row] for row in rows)
     notes = [f"{missing:,} genes have no {key}; they are named by their id"] if missing else []
@@ -229,8 +229,8 @@ def _refuse_or_note(twice: dict[str, list[int]], path: Path, options: GeneOption
             file=path,
             expected="every gene once",
             found=", ".join(sorted(twice)[:_SHOWN]) + more,
-            fix="say what becomes of rows of one name with the gene duplicates option: max (the row with the highest "
-            "mean), mean, sum (of linear units) or first",
+            fix="say what becomes of rows of one name with gene_duplicates: max (the row with the highest mean), "
+            "mean, sum (of linear units) or first",
         )
     if options.duplicates == "sum" and not is_linear(unit):
         raise InputError(
@@ -238,7 +238,7 @@ def _refuse_or_note(twice: dict[str, list[int]], path: Path, options: GeneOption
             file=path,
             expected="a linear unit such as FPKM, TPM or counts",
             found=f"gene unit {unit}; {len(twice):,} genes in several rows, such as {min(twice)}",
-            fix="say gene duplicates: max, mean or first, or the unit if it is linear",
+            fix="say gene_duplicates: max, mean or first, or the unit if it is linear",
         )
     what = {
         "first": "the first row is used",
@@ -299,7 +299,7 @@ def _different(first: GenePlan, other: GenePlan) -> InputError:
     found = f"{len(theirs):,} genes, {len(mine & theirs):,} of them the same"
     found += f"; only here: {', '.join(only)}" if only else ""
     found += f"; not here: {', '.join(missing)}" if missing else ""
-    fix = "say genes: intersect to keep the common genes, or bring both to one naming (gene versions: strip)"
+    fix = "say gene_files: intersect to keep the common genes, or bring both to one naming (gene_versions: strip)"
     expected = f"the {len(mine):,} genes of {first.path.name}"
     return InputError("the gene files have different genes", file=other.path, expected=expected, found=found, fix=fix)
 

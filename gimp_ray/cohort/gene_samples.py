@@ -256,7 +256,7 @@ def _several(case_id: str, samples: Sequence[Sample], cases: int) -> InputError:
         case=case_id,
         expected="one sample a case",
         found=", ".join(s.name for s in samples) + (f"; {cases} such cases" if cases > 1 else ""),
-        fix="keep one sample of each case, or let the gene samples option choose: primary (the primary tumour) or mean",
+        fix="keep one sample of each case, or say samples: primary (the primary tumour) or mean",
     )
 
 
@@ -267,5 +267,5 @@ def _undecided(case_id: str, samples: Sequence[Sample]) -> InputError:
         case=case_id,
         expected="barcodes with a sample code (TCGA-...-01A), or a sample sheet with Sample Type",
         found=", ".join(s.name for s in samples),
-        fix="give a sample sheet with the type of each sample, keep one of them, or say gene samples: mean",
+        fix="give a sample sheet with the type of each sample, keep one of them, or say samples: mean",
     )

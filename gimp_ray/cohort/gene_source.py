@@ -81,24 +81,6 @@ def read_expression(
         InputError: files that are missing, of an unknown kind or contradict each other, no case found, several samples
             or rows that the options do not choose from, values that contradict their unit.
     """
-    matrix, said = _read(paths, case_ids, options, sample_sheet)
-    unit, certain, unit_notes = resolve_unit(options.unit, said)
-    cases = _cases_of_rows(matrix)
-    unit_notes += check_values(matrix.values, unit, certain, cases, matrix.gene_ids, matrix.sources)
-    return dataclasses.replace(matrix, unit=unit, notes=(*matrix.notes, *unit_notes))
-
-
-def read_unchecked(paths: Sequence[Path], case_ids: Collection[str], options: GeneOptions) -> GeneMatrix:
-    """As `read_expression`, with the unit that the files say and no look at the values."""
-    matrix, said = _read(paths, case_ids, options, None)
-    unit = next((one.content or one.hint for one in said if one.content or one.hint), None)
-    return dataclasses.replace(matrix, unit=unit)
-
-
-def _read(
-    paths: Sequence[Path], case_ids: Collection[str], options: GeneOptions, sample_sheet: Path | None
-) -> tuple[GeneMatrix, list[SaidUnit]]:
-    """The matrix, its unit not yet settled, and what the sources say of the unit."""
     if not paths:
         raise InputError("no gene file was given", fix="give a gene matrix, or a folder of per-sample files")
     sources = _open([Path(path) for path in paths], case_ids, options, sample_sheet)
@@ -119,7 +101,14 @@ def _read(
     hashes.update({str(path): _sha256(path) for path in sources.read})
     if options.gene_list is not None:
         hashes[str(options.gene_list)] = _sha256(Path(options.gene_list))
-    return dataclasses.replace(matrix, hashes=hashes), said
+    return _with_unit(dataclasses.replace(matrix, hashes=hashes), options, said)
+
+
+def _with_unit(matrix: GeneMatrix, options: GeneOptions, said: Sequence[SaidUnit]) -> GeneMatrix:
+    """The matrix with its unit, of which its values were asked."""
+    unit, certain, notes = resolve_unit(options.unit, said)
+    notes += check_values(matrix.values, unit, certain, _cases_of_rows(matrix), matrix.gene_ids, matrix.sources)
+    return dataclasses.replace(matrix, unit=unit, notes=(*matrix.notes, *notes))
 
 
 def _open(
@@ -309,7 +298,7 @@ def _only_measured(matrix: GeneMatrix) -> GeneMatrix:
             file=matrix.path,
             expected="genes that are measured in every case",
             found=f"{len(gone):,} genes, each missing in some case",
-            fix="say gene missing: case, or ingest the cases of each platform alone",
+            fix="say gene_missing: case, or ingest the cases of each platform alone",
         )
     for row in matrix.values:
         row[: len(places)] = row[places]
@@ -389,7 +378,7 @@ def _several_sheets(sheets: Sequence[Path]) -> InputError:
         file=sheets[0].parent,
         expected="one sample sheet, or none and barcodes in the names",
         found=", ".join(str(path) for path in sheets[:5]),
-        fix="name the one that holds with the sample sheet option",
+        fix="name the one that holds as sample_sheet",
     )
 
 
@@ -398,8 +387,8 @@ def _unlike_rows(path: Path, options: GeneOptions) -> InputError:
         "rows of one gene cannot be chosen alike in several gene files",
         file=path,
         expected="gene files with the same rows in the same order",
-        found=f"different rows, and gene duplicates: {options.duplicates}",
-        fix="say gene duplicates: mean or sum, which take all rows",
+        found=f"different rows, and gene_duplicates: {options.duplicates}",
+        fix="say gene_duplicates: mean or sum, which take all rows",
     )
 
 

@@ -157,7 +157,7 @@ def value_notes(unit: str, low: float, high: float, whole: bool) -> list[str]:
     doubt = None
     if known == UNKNOWN:
         looks = "not logged" if high > _LARGEST_LOG else "logged or standardised"
-        doubt = f"values from {low:g} to {high:g} look {looks}. Say it with the gene unit option"
+        doubt = f"values from {low:g} to {high:g} look {looks}. Say it with gene_unit"
         return [f"the gene unit is unknown; {doubt}"]
     if logged and high > _LARGEST_LOG:
         doubt = f"values up to {high:g} do not look logged"
@@ -185,7 +185,7 @@ def _refuse_mixture(declared: str, said: Sequence[SaidUnit]) -> None:
         file=files[1].path,
         expected="files of one unit",
         found="; ".join(f"{canonical(f.content or f.hint or UNKNOWN)}: {f.path.name}" for f in files),
-        fix="give the files of one unit; where some only do not say it, say it with the gene unit option",
+        fix="give the files of one unit; where some only do not say it, say it with gene_unit",
     )
 
 

@@ -373,7 +373,7 @@ def test_anndata(tmp_path: Path, layout: str) -> None:
     assert matrix.gene_columns == {"symbol": list(SYMBOLS[:3])}
     with pytest.raises(InputError, match="on the other axis") as caught:
         _read(tmp_path / "a.h5ad", orientation="genes_by_cases")
-    assert caught.value.fix == "say gene orientation cases_by_genes"
+    assert caught.value.fix == "say gene_orientation: cases_by_genes"
     np.testing.assert_array_equal(_read(tmp_path / "a.h5ad", [B]).expression(B), values[1])
     matrix = _read(tmp_path / "a.h5ad", column="counts")
     np.testing.assert_array_equal(matrix.expression(B), values[1] * 10)

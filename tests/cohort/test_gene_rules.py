@@ -353,7 +353,7 @@ def test_rows_of_one_name_that_cannot_be_decided(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gene stands twice") as caught:
         _read(path)
     assert caught.value.found == "TP53"
-    assert caught.value.fix is not None and "gene duplicates option" in caught.value.fix
+    assert caught.value.fix is not None and "gene_duplicates: max" in caught.value.fix
     with pytest.raises(InputError, match="cannot be summed") as caught:
         _read(path, duplicates="sum", unit="log2(RSEM+1)")
     assert caught.value.fix is not None and "mean" in caught.value.fix

@@ -65,9 +65,9 @@ def no_columns(path: Path, column: str) -> InputError:
     return InputError(
         "the gene file has no columns to choose from",
         file=path,
-        expected="GDC STAR counts or an .h5ad with layers for the gene column option",
-        found=f"gene column {column}",
-        fix="leave the gene column out",
+        expected="GDC STAR counts or an .h5ad with layers for gene_column",
+        found=f"gene_column: {column}",
+        fix="leave gene_column out",
     )
 
 

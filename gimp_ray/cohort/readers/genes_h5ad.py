@@ -51,7 +51,7 @@ def read(path: Path, request: ReadRequest = EVERYTHING) -> RawMatrix:
             file=path,
             expected="a layer of the file",
             found=", ".join(layers) or "no layers",
-            fix="leave the gene column out to read X, or name a layer",
+            fix="leave gene_column out to read X, or name a layer",
         )
     matrix = data.X if request.column is None else data.layers[request.column]
     if matrix is None:

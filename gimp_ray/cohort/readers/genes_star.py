@@ -63,7 +63,7 @@ def read(path: Path, data: bytes, column: str) -> SampleValues:
             file=path,
             expected=", ".join(name for name in UNITS if name in names),
             found=", ".join(names),
-            fix="name one of these as gene column",
+            fix="name one of these as gene_column",
         )
     beside = [name for name in _BESIDE if name in names]
     types = {"gene_id": pa.string(), column: pa.float32(), **dict.fromkeys(beside, pa.string())}

@@ -93,7 +93,7 @@ class GeneMatrix:
         source_ids: sample of every row (several joined by ` + ` where they were averaged).
         gene_ids: G names, each once.
         values: (rows, G) float32.
-        unit: unit of the values; None where nobody said it.
+        unit: unit of the values; `unknown` or None where nobody said it.
         row_of: case -> row; two cases of one patient may share one.
         matched_by_patient: some case was matched by the patient of a barcode, not by its exact id.
         gene_columns: further columns of genes.parquet: symbol, gene_type, entrez, source_id, ...; None where missing.
@@ -164,7 +164,7 @@ def _recognise(raw: RawMatrix, ways: Sequence[Callable[[str], bool]]) -> str | N
                 file=raw.path,
                 expected="cases on one axis, genes on the other",
                 found=f"{rows} cases among the rows and {columns} among the columns",
-                fix=f"say which: gene orientation {CASES_BY_GENES} or {GENES_BY_CASES}",
+                fix=f"say which: gene_orientation: {CASES_BY_GENES} or {GENES_BY_CASES}",
             )
         if rows or columns:
             return CASES_BY_GENES if rows else GENES_BY_CASES
@@ -176,10 +176,10 @@ def _other_axis(raw: RawMatrix, orientation: str) -> InputError:
     return InputError(
         "the gene matrix has its cases on the other axis",
         file=raw.path,
-        expected=f"gene orientation {other} or auto, as the file has it",
-        found=f"gene orientation {orientation}; rows such as {', '.join(raw.row_ids[:3])}, "
+        expected=f"gene_orientation: {other} or auto, as the file has it",
+        found=f"gene_orientation: {orientation}; rows such as {', '.join(raw.row_ids[:3])}, "
         f"columns such as {', '.join(raw.column_ids[:3])}",
-        fix=f"say gene orientation {other}",
+        fix=f"say gene_orientation: {other}",
     )
 
 

@@ -162,7 +162,10 @@ def _column_sha256(column: pa.ChunkedArray) -> tuple[str, str]:
         else:
             marks.update(chunk.is_valid().cast(pa.uint8()).to_numpy().data)
             values.update(_bytes_of_values(chunk))
-    return str(kind), hashlib.sha256((marks.hexdigest() + values.hexdigest()).encode()).hexdigest()
+    # Parquet renames the values of a list
+    return str(kind).replace("<item: ", "<element: "), hashlib.sha256(
+        (marks.hexdigest() + values.hexdigest()).encode()
+    ).hexdigest()
 
 
 def _read_back_as(kind: pa.DataType) -> pa.DataType:

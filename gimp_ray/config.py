@@ -144,8 +144,11 @@ class GenesConfig(Section):
     order: Literal["stored", "score"] = Field(
         "score", description="how genes are laid out in fragments: as stored, or best score first"
     )
+    sets: str | None = Field(
+        None, description="gene sets (GMT or CSV) to be the groups of GroupMSA; genes of no set are then not used"
+    )
     fragments: int = Field(1008, ge=1, description="N_f")
-    groups: int = Field(24, ge=1, description="N_gr")
+    groups: int = Field(24, ge=1, description="N_gr; with sets, their number")
     heads: int = Field(8, ge=1, description="attention heads; the most up to this that divide model.dim are used")
     ff_mult: float = Field(2.0, gt=0, description="width of the feed-forward layers over d")
     dropout: float = Field(0.1, ge=0, lt=1, description="inside the encoder; SNN: of AlphaDropout")

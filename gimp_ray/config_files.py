@@ -61,7 +61,9 @@ def with_absolute_paths(config: Config) -> Config:
     def absolute(path: str | None) -> str | None:
         return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
 
-    genes = config.genes.model_copy(update={"checkpoint": absolute(config.genes.checkpoint)})
+    genes = config.genes.model_copy(
+        update={"checkpoint": absolute(config.genes.checkpoint), "sets": absolute(config.genes.sets)}
+    )
     init = config.finetune.init
     finetune = config.finetune.model_copy(update={"init": init if init in ("pretrain", "scratch") else absolute(init)})
     return config.model_copy(

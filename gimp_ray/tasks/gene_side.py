@@ -24,6 +24,7 @@ from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.models import SNN, GeneEncoder, GeneInput, GroupMSA, fit_fragments, freeze
 from gimp_ray.run_folder import RunFolder
 from gimp_ray.tasks.cards import read_card
+from gimp_ray.tasks.gene_layout import arranged, layout_of_sets
 from gimp_ray.tasks.planned import in_chunks
 from gimp_ray.weights import load_weights
 
@@ -63,20 +64,25 @@ def fit_gene_side(store: CohortStore, index: CohortIndex, genes: GenesConfig, di
         gene_input = GeneInput.fit(
             _training_rows(store, index),
             log=log,
-            top_genes=genes.top_genes,
+            top_genes=0 if genes.sets else genes.top_genes,
             select_by=genes.select_by,
             order=genes.order,
             clip=genes.clip,
         )
     except ValueError as error:
         raise InputError("the genes cannot be scaled", file=store.path, found=str(error), fix="see genes.log") from None
+    fragments, groups, sets = genes.fragments, genes.groups, None
+    if genes.sets is not None:
+        sets = layout_of_sets(Path(genes.sets), store, genes.fragments)
+        gene_input, fragments, groups = arranged(gene_input, sets), sets.fragments, len(sets.names)
     card = {
         "encoder": genes.encoder,
         "dim": dim,
         "num_genes": store.num_genes,
         "num_kept": gene_input.num_kept,
-        "fragments": genes.fragments,
-        "groups": genes.groups,
+        "fragments": fragments,
+        "groups": groups,
+        "gene_sets": None if sets is None else {"names": sets.names, "sha256": sets.sha256},
         "heads": genes.heads,
         "ff_mult": genes.ff_mult,
         "dropout": genes.dropout,

@@ -168,10 +168,12 @@ def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[Ge
     columns = np.array([place[gene] for gene in stored.gene_ids])
     both = [case_id for case_id in stored.source_ids if case_id in matrix.row_of]
     changed = [c for c in both if not np.array_equal(matrix.expression(c)[columns], stored.expression(c))]
-    replaced = {matrix.row_of[case_id] for case_id in both}
-    rows = [row for row in range(len(matrix.source_ids)) if row not in replaced]
+    stored_cases = set(both)
+    new = {case_id: row for case_id, row in matrix.row_of.items() if case_id not in stored_cases}
+    # by case, not by row: two cases of one patient may share one
+    rows = sorted(set(new.values()))
     kept = {row: i for i, row in enumerate(rows)}
-    row_of = {case_id: kept[row] for case_id, row in matrix.row_of.items() if row in kept}
+    row_of = {case_id: kept[row] for case_id, row in new.items()}
     joined = dataclasses.replace(
         matrix,
         source_ids=[*(matrix.source_ids[row] for row in rows), *stored.source_ids],

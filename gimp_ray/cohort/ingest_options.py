@@ -37,6 +37,7 @@ class IngestOptions:
         gene_duplicates: rows of one name: `refuse`, `first`, `mean`, `max`, `sum`.
         gene_list: file of genes to keep, in its order (text, GMT, CSV).
         gene_files: of several gene files: the `same` genes, or `intersect`.
+        gene_missing: a missing value leaves out its `case`, or its `gene` in all cases.
         par_y: rows of the Y copies of pseudo-autosomal genes: `drop`, `keep`, `add`.
         samples: several samples of a case: `primary`, `refuse`, `mean`.
         case_column, slide_column, label_column: names of columns; None recognises them.
@@ -64,6 +65,7 @@ class IngestOptions:
     gene_duplicates: str = "refuse"
     gene_list: Path | None = None
     gene_files: str = "same"
+    gene_missing: str = "case"
     par_y: str = "drop"
     samples: str = "primary"
     case_column: str | None = None
@@ -105,6 +107,7 @@ class IngestOptions:
             samples=self.samples,
             gene_list=self.gene_list,
             genes=self.gene_files,
+            missing=self.gene_missing,
         )
 
     @property

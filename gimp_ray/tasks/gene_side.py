@@ -29,7 +29,7 @@ from gimp_ray.tasks.planned import in_chunks
 from gimp_ray.weights import load_weights
 
 CHUNK = 64  # cases read at once
-LINEAR_UNITS = ("fpkm", "rpkm", "tpm", "cpm", "count")
+LINEAR_UNITS = ("fpkm", "rpkm", "tpm", "cpm", "rsem", "count")
 SCALED_UNITS = ("log", "zscore", "vst", "rma")
 
 

@@ -1,8 +1,9 @@
 """What a store of a million slides costs before a patch is read: `python -m benchmarks.manifest [--slides N]`.
 
 Writes the tables of such a store (no part files, no genes) and measures, each in a process of its own: opening it, a
-fold, the index of its training cases and an epoch's plan, finding slides by id, a pickle of the store, the content
-hash, and `gimp info`. Prints a table. `write_store` also serves the tests.
+fold, the index of its training cases and an epoch's plan, finding slides by id, hashing its tables, and `gimp info`.
+Prints a table: seconds, seconds of CPU (of use where the machine has other work), how much the process grew and its
+peak, bytes of a pickle. `write_store` also serves the tests.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,95 +153,103 @@ def _uuid(text: str) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
-# --- measurements: each runs alone in a fresh process and prints a JSON object
+# --- measurements: each runs alone in a fresh process
 
 
-def _measure_open(store: str) -> dict[str, Any]:
+@dataclass
+class _Row:
+    """One line of the table; memory and pickles in bytes."""
+
+    what: str
+    s: float
+    cpu_s: float
+    grown: int | None = None
+    peak: int | None = None
+    pickle: int | None = None
+
+    def line(self) -> str:
+        sizes = ["" if size is None else f"{size / 1e6:,.1f} MB" for size in (self.grown, self.peak, self.pickle)]
+        return f"{self.what:34} {self.s:10.4f} {self.cpu_s:10.4f} " + " ".join(f"{size:>12}" for size in sizes)
+
+
+def _measure_open(store: str) -> list[_Row]:
     from gimp_ray.cohort import CohortStore
 
-    before, opened = _resident(), _timed(lambda: CohortStore.open(store))
-    return {
-        "s": opened[1],
-        "grown": _resident() - before,
-        "peak": _peak() - before,
-        "pickle": len(pickle.dumps(opened[0])),
-    }
+    opened, row = _timed("open", lambda: CohortStore.open(store))
+    row.pickle = len(pickle.dumps(opened))
+    return [row]
 
 
-def _measure_split(store: str) -> dict[str, Any]:
-    from gimp_ray.cohort import CohortStore
-
-    opened = CohortStore.open(store)
-    before, (split, seconds) = _resident(), _timed(lambda: opened.split("kfold", 0))
-    return {"s": seconds, "grown": _resident() - before, "peak": _peak() - before, "cases": len(split.train)}
-
-
-def _measure_plan(store: str) -> dict[str, Any]:
+def _measure_plan(store: str) -> list[_Row]:
     from gimp_ray.cohort import CohortStore
     from gimp_ray.feed.plan import Batching, epoch_plan, index_cases
 
     opened = CohortStore.open(store)
-    cases = opened.split("kfold", 0).train
-    before = _resident()
-    index, indexed = _timed(lambda: index_cases(opened, cases))
-    grown = _resident() - before
-    plan, planned = _timed(lambda: epoch_plan(0, 0, 8, index, Batching(window=6000)))
-    _, natural = _timed(lambda: epoch_plan(0, 0, 8, index, Batching(balance="natural", window=6000)))
-    return {
-        "index_s": indexed, "plan_s": planned, "natural_s": natural, "grown": grown, "peak": _peak() - before,
-        "pickle": len(pickle.dumps(index)), "steps": plan.steps,
-    }  # fmt: skip
+    split, of_split = _timed("split kfold, fold 0", lambda: opened.split("kfold", 0))
+    index, of_index = _timed("index of its training cases", lambda: index_cases(opened, split.train))
+    of_index.pickle = len(pickle.dumps(index))
+    _, balanced = _timed("plan of an epoch, classes", lambda: epoch_plan(0, 0, 8, index, Batching(window=6000)))
+    natural = Batching(balance="natural", window=6000)
+    _, even = _timed("plan of an epoch, every case once", lambda: epoch_plan(0, 0, 8, index, natural))
+    return [of_split, of_index, balanced, even]
 
 
-def _measure_lookup(store: str) -> dict[str, Any]:
+def _measure_lookup(store: str) -> list[_Row]:
     from gimp_ray.cohort import CohortStore
 
     opened = CohortStore.open(store)
-    rows = np.random.default_rng(0).integers(0, opened.slides.num_rows, _MANY)
-    wanted = opened.slides["slide_id"].take(pa.array(rows)).to_pylist()
-    found, seconds = _timed(lambda: [opened._slide_row(slide_id) for slide_id in wanted])
+    rows = np.random.default_rng(0).integers(0, opened.slide_sizes.num_rows, _MANY)
+    wanted = opened.slide_sizes["slide_id"].take(pa.array(rows)).to_pylist()
+    found, row = _timed(f"find {_MANY:,} slides by id", lambda: [opened._slide_row(slide_id) for slide_id in wanted])
     assert found == rows.tolist()
-    return {"s": seconds / _MANY}
+    return [row]
 
 
-def _measure_hashes(store: str) -> dict[str, Any]:
+def _measure_hashes(store: str) -> list[_Row]:
     from pyarrow import fs
 
     from gimp_ray.cohort import CohortStore
     from gimp_ray.cohort.manifest import content_sha256
 
     opened = CohortStore.open(store)
-    tables = {name: opened.table(name) for name in ("cases", "slides", "splits")}
+    tables = [opened.table(name) for name in ("cases", "slides", "splits")]
+    _, contents = _timed("hash the tables' contents", lambda: [content_sha256(table) for table in tables])
     files = [str(Path(store, name)) for name in opened.manifest.tables]
     local = fs.LocalFileSystem()
-    return {
-        "contents_s": sum(_timed(lambda t=table: content_sha256(t))[1] for table in tables.values()),  # type: ignore[misc]
-        "files_s": sum(_timed(lambda f=file: file_sha256(local, f))[1] for file in files),  # type: ignore[misc]
-        "bytes": sum(Path(file).stat().st_size for file in files),
-    }
+    _, of_files = _timed("hash the tables' files", lambda: [file_sha256(local, file) for file in files])
+    return [contents, of_files]
 
 
-_MEASURES: dict[str, Callable[[str], dict[str, Any]]] = {
+def _measure_info(store: str) -> list[_Row]:
+    from gimp_ray.cohort.info import store_info
+
+    return [_timed("gimp info", lambda: store_info(store))[1]]
+
+
+_MEASURES: dict[str, Callable[[str], list[_Row]]] = {
     "open": _measure_open,
-    "split": _measure_split,
     "plan": _measure_plan,
     "lookup": _measure_lookup,
     "hashes": _measure_hashes,
+    "info": _measure_info,
 }
 
 
-def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    started = time.perf_counter()
+def _timed(what: str, work: Callable[[], Any]) -> tuple[Any, _Row]:
+    process = psutil.Process()
+    before, started, cpu = process.memory_info().rss, time.perf_counter(), time.process_time()
     result = work()
-    return result, time.perf_counter() - started
+    row = _Row(what, time.perf_counter() - started, time.process_time() - cpu)
+    row.grown = process.memory_info().rss - before
+    row.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+    return result, row
 
 
-def _resident() -> int:
-    return int(psutil.Process().memory_info().rss)
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _alone(measure: str, store: Path, slides: int, cases: int) -> str:
+    """What a measurement prints, in a process of its own; writing too, for a child inherits its parent's peak."""
+    command = [sys.executable, "-m", "benchmarks.manifest", "--measure", measure, "--store", str(store)]
+    command += ["--slides", str(slides), "--cases", str(cases)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def main() -> None:
@@ -248,22 +258,25 @@ def main() -> None:
     parser.add_argument("--slides", type=int, default=1_000_000)
     parser.add_argument("--cases", type=int, help="nine tenths of the slides by default")
     parser.add_argument("--store", type=Path, help="keep the tables here and use them again")
-    parser.add_argument("--measure", choices=sorted(_MEASURES), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=["write", *_MEASURES], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    cases = options.cases or options.slides * 9 // 10
+    if options.measure == "write":
+        options.store.mkdir(parents=True)
+        write_store(options.store, options.slides, cases)
+        return
     if options.measure:
-        print(json.dumps(_MEASURES[options.measure](str(options.store))))
+        print(json.dumps([asdict(row) for row in _MEASURES[options.measure](str(options.store))]))
         return
     with tempfile.TemporaryDirectory() as scratch:
         store = options.store or Path(scratch, "store")
         if not (store / FILE).exists():
-            store.mkdir(parents=True)
-            cases = options.cases or options.slides * 9 // 10
-            print(f"writing {options.slides:,} slides of {cases:,} cases: ", end="", flush=True)
-            print(f"{_timed(lambda: write_store(store, options.slides, cases))[1]:.1f} s")
+            _, row = _timed("", lambda: _alone("write", store, options.slides, cases))
+            print(f"wrote {options.slides:,} slides of {cases:,} cases in {row.s:.1f} s")
+        print(f"{'':34} {'s':>10} {'CPU s':>10} {'grown':>12} {'peak':>12} {'pickle':>12}")
         for name in _MEASURES:
-            command = [sys.executable, "-m", "benchmarks.manifest", "--measure", name, "--store", str(store)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            print(f"{name:8} {result.stdout.strip() or result.stderr[-2000:]}")
+            for values in json.loads(_alone(name, store, options.slides, cases)):
+                print(_Row(**values).line())
 
 
 if __name__ == "__main__":

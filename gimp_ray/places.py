@@ -165,8 +165,11 @@ def _create_s3(place: str, data: bytes) -> bool:
     from s3fs import S3FileSystem
 
     endpoint, region = _s3_server(place)
-    # a kept instance would go on with the credentials and endpoint it was made with
+    # s3fs keeps its clients by their arguments: without these, one would go on with the credentials it was made with
     client = S3FileSystem(
+        key=os.environ.get("AWS_ACCESS_KEY_ID"),
+        secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        token=os.environ.get("AWS_SESSION_TOKEN"),
         endpoint_url=endpoint,
         client_kwargs={"region_name": region},
         config_kwargs={
@@ -174,7 +177,6 @@ def _create_s3(place: str, data: bytes) -> bool:
             "connect_timeout": CONNECT_TIMEOUT_S,
             "read_timeout": REQUEST_TIMEOUT_S,
         },
-        skip_instance_cache=True,
     )
     client.retries = 1  # botocore's are enough
     try:

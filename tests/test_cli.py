@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERBS = [
     "ingest",
     "check",
+    "info",
     "synth",
     "pretrain-genes",
     "pretrain",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -417,3 +418,26 @@ def test_merged_tables_are_of_the_store_s_schema(two: tuple[Made, Made], tmp_pat
     store, member = CohortStore.open(tmp_path / "ALL"), CohortStore.open(two[0].path)
     assert store.slides.schema.equals(member.slides.schema)
     assert store.cases.schema.field("cohort") == pa.field("cohort", pa.string())
+
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data (../shared/data) is not on this machine")
+def test_stores_of_real_embeddings(tmp_path: Path) -> None:
+    stores, files = [], {}
+    for folder in ("pseudoslides", "wsi_bags"):
+        found = {path.stem: path for path in (SHARED / "patches" / folder).glob("*.h5")}
+        files |= found
+        cases = write_csv(tmp_path / f"{folder}.csv", ("case_id", "slide_id", "label"), [[s, s, folder] for s in found])
+        stores.append(tmp_path / folder)
+        options = IngestOptions(workers=1, progress=False)
+        ingest_cohort(patches=SHARED / "patches" / folder, genes=None, cases=cases, out=stores[-1], options=options)
+    merge_stores(stores, tmp_path / "ALL", deep=True)
+    store = CohortStore.open(tmp_path / "ALL")
+    assert store.slides["slide_id"].to_pylist() == sorted(files) and len(files) == 14
+    for slide, path in files.items():
+        with h5py.File(path) as file:
+            np.testing.assert_array_equal(store.read_bag(slide), file["features"][:].astype(np.float16))
+            np.testing.assert_array_equal(store.read_coords(slide), file["coords"][:])

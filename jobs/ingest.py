@@ -1,4 +1,4 @@
-"""Make a cohort store on the cluster's head, in parallel over slides.
+"""Make a cohort store, or add to one, in parallel over the nodes of the cluster (Ray Data).
 
 ray job submit --working-dir . -- python jobs/ingest.py --patches FEATURES --genes GENES --cases CASES.csv --out STORE
 """
@@ -8,4 +8,4 @@ import sys
 from gimp_ray.cli import main
 
 if __name__ == "__main__":
-    main(["ingest", *sys.argv[1:]])
+    main(["ingest", "--ray", "auto", *sys.argv[1:]])

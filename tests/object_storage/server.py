@@ -89,7 +89,8 @@ class S3Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"TMPDIR": str(self.folder)},
+                # every bucket has volumes of its own: few at a time, and room for many
+                env=os.environ | {"TMPDIR": str(self.folder), "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},
             )
         self._watch = _kill_with_me(self._process.pid)
         try:
@@ -144,7 +145,7 @@ class S3Server:
             "-master.volumeSizeLimitMB=256",
             f"-volume.port={volume}",
             f"-volume.port.grpc={volume_grpc}",
-            "-volume.max=100",
+            "-volume.max=5000",
             "-filer",
             f"-filer.port={filer}",
             f"-filer.port.grpc={filer_grpc}",

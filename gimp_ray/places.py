@@ -8,6 +8,7 @@ are Arrow's too; any other protocol is fsspec's (`memory://`, `abfs://`, ...). L
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import posixpath
 import re
@@ -209,10 +210,15 @@ def _of_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(handler)), str(root)
 
 
+@functools.cache
+def _region_of(bucket: str) -> str:
+    return str(pafs.resolve_s3_region(bucket))
+
+
 def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
     parts = urlsplit(uri)
     endpoint, region = _s3_server(uri)
-    options: dict[str, object] = {"region": region or pafs.resolve_s3_region(parts.netloc)}
+    options: dict[str, object] = {"region": region or _region_of(parts.netloc)}
     if endpoint:
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host, "scheme": scheme}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,8 @@ def overrides_of(arguments: list[str]) -> dict[str, str]:
         if not equals:
             value = next(rest, "")
             if value == "":
-                raise ConfigError(f"--{key} has no value", expected=f"--{key} VALUE", found="nothing")
+                fix = "give the option a value"
+                raise ConfigError(f"--{key} has no value", expected=f"--{key} VALUE", found="nothing", fix=fix)
         found[key] = value
     return found
 
@@ -41,14 +43,17 @@ def options_of(kind: type[Options], tree: dict[str, Any], file: Path | None) -> 
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     for key in tree:
         if key not in names:
-            raise ConfigError(
-                f"unknown option '{key}'", file=file, expected="one of " + ", ".join(names), fix="correct its name"
-            )
+            what, expected = f"unknown option '{key}'", "one of " + ", ".join(names)
+            raise ConfigError(what, file=file, expected=expected, found=key, fix="correct its name")
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        return _adapter(kind).validate_python(tree)  # type: ignore[arg-type,no-any-return]
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"impossible value for option '{key}'", file=file, expected=first["msg"], found=repr(first["input"])
-        ) from None
+        what, found = f"impossible value for option '{key}'", repr(first["input"])
+        raise ConfigError(what, file=file, expected=first["msg"], found=found, fix="correct the value") from None
+
+
+@functools.cache  # making one takes longer than an ingest of a few slides
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

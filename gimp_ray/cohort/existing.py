@@ -21,6 +21,7 @@ from gimp_ray.cohort.parts import SlideHash
 from gimp_ray.cohort.readers import PatchSource
 from gimp_ray.cohort.readers.case_table import CaseTable
 from gimp_ray.cohort.readers.matrix import GeneMatrix
+from gimp_ray.cohort.roll import no_slide_column
 from gimp_ray.cohort.schema import table_schema
 from gimp_ray.cohort.sources import Signature
 from gimp_ray.cohort.splits import KFOLD, SplitRow, patient_column, rows_of, splits_table
@@ -80,8 +81,18 @@ def same_bits(task: CompareTask) -> bool | InputError:
     return digest.hexdigest() == task.sha256
 
 
-def with_stored_rows(table: CaseTable, existing: Existing) -> CaseTable:
-    """The case table with a row for every stored slide and case that it lacks."""
+def with_stored_rows(table: CaseTable, existing: Existing, stems: Collection[str] = ()) -> CaseTable:
+    """The case table with a row for every stored slide and case that it lacks.
+
+    Args:
+        stems: names of the patch files, without endings.
+
+    Raises:
+        InputError: the table has no slides and no new file is named by case, as for a new store.
+    """
+    new = set(stems) - set(existing.slides)
+    if table.slide_ids is None and new and new.isdisjoint(table.case_ids):
+        raise no_slide_column(table)
     store = existing.store
     cases = {row["case_id"]: row for row in store.cases.to_pylist()}
     slides = store.slides.to_pylist() if store.slides.num_rows else []

@@ -36,4 +36,5 @@ def join(roll: Roll, matrix: GeneMatrix) -> list[str]:
 
 def _no_genes(matrix: GeneMatrix, case_id: str) -> InputError:
     expected, fix = "the case's id in the gene matrix", "add the case to the gene file, or remove its rows"
-    return InputError("the case has no genes", file=matrix.path, case=case_id, expected=expected, fix=fix)
+    found = f"{len(matrix.row_of):,} other cases" if matrix.row_of else "no case"
+    return InputError("the case has no genes", file=matrix.path, case=case_id, expected=expected, found=found, fix=fix)

@@ -71,7 +71,7 @@ class GeneOptions:
             value = getattr(self, name)
             if value not in values:
                 what = f"the gene option {name} has an unknown value"
-                raise ConfigError(what, expected=", ".join(values), found=repr(value))
+                raise ConfigError(what, expected=", ".join(values), found=repr(value), fix="choose one of these")
         if not isinstance(self.unit, str) or not self.unit.strip():
             fix = "leave the unit out where it is not known"
             raise ConfigError("the gene unit is empty", expected="a unit such as FPKM", found=repr(self.unit), fix=fix)

@@ -90,7 +90,9 @@ def plan_genes(
     for row in rows:
         groups.setdefault(names[row], []).append(row)
     if not groups:
-        raise InputError("the gene file names no gene", file=path, expected="a name for every gene", found="none")
+        fix = "give genes a name in the column that the option gene_names chooses"
+        what, expected = "the gene file names no gene", "a name for every gene"
+        raise InputError(what, file=path, expected=expected, found="none", fix=fix)
     twice = {name: group for name, group in groups.items() if len(group) > 1}
     if twice:
         notes += _refuse_or_note(twice, path, options, unit)

@@ -85,10 +85,12 @@ class IngestOptions:
         for name, known in (("compression", COMPRESSIONS), ("dtype", DTYPES)):
             value = getattr(self, name)
             if value not in known:
-                raise ConfigError(f"{name} has an unknown value", expected=", ".join(known), found=repr(value))
+                fix = "choose one of these"
+                raise ConfigError(f"{name} has an unknown value", expected=", ".join(known), found=repr(value), fix=fix)
         if self.workers < 0 or self.folds < 3:
             found = f"workers {self.workers}, folds {self.folds}"
-            raise ConfigError("an ingest option is out of range", expected="workers >= 0, folds >= 3", found=found)
+            what, expected = "an ingest option is out of range", "workers >= 0, folds >= 3"
+            raise ConfigError(what, expected=expected, found=found, fix="correct the option")
         for scheme in self.split_schemes:
             check_scheme(scheme, folds=self.folds, repeats=self.repeats, shares=self.split_shares)
         _ = self.of_genes, self.of_cases

@@ -31,8 +31,10 @@ def join_files(roll: Roll, files: PatchFiles) -> None:
         roll.leave_out_slide(slide_id, error)
     for slide_id in sorted(set(files.by_slide) - set(roll.slide_row)):
         reason, file = "the patch file's slide is not in the case table", str(files.by_slide[slide_id])
-        fix = "add a row for the slide, or remove the file"
-        roll.left_out.append(LeftOut("patch file", slide_id, reason, file=file, fix=fix))
+        expected, fix = f"a row of slide {slide_id}", "add a row for the slide, or remove the file"
+        roll.left_out.append(
+            LeftOut("patch file", slide_id, reason, file=file, expected=expected, found="no such row", fix=fix)
+        )
     for path, used in sorted(files.shadowed.items()):
         reason = f"the slide is read from {used.parent.name}/{used.name}"
         roll.left_out.append(LeftOut("patch file", path.name, reason, file=str(path), counts=False))

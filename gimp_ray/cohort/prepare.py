@@ -96,10 +96,10 @@ def prepare(
         _same_kind(existing, options)
     table = read_cases(sources.cases, options.of_cases)
     given_cases = {case_id for case_id in table.case_ids if case_id is not None}
-    if existing is not None:
-        table = existing_store.with_stored_rows(table, existing)
-    has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
     files = None if sources.patches is None else find_patch_files(sources.patches, options.encoder)
+    if existing is not None:
+        table = existing_store.with_stored_rows(table, existing, () if files is None else files.by_slide)
+    has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
     roll = Roll(table, with_slides=has_slides, stems=() if files is None else files.by_slide)
     table, splits = roll.table, None
     if sources.splits is not None:

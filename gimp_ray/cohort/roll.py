@@ -153,37 +153,49 @@ class Roll:
                 raise _twice(table, "case", case_id, self.case_row[case_id], row)
             self.case_row.setdefault(case_id, row)
         if self.with_slides and table.slide_ids is None:
-            raise InputError(
-                "the case table has no slide_id column",
-                file=table.path,
-                expected="columns case_id, slide_id, label",
-                found=", ".join(["case_id", "label", *table.extra.column_names]),
-                fix="add a slide_id column (the names of the patch files), name patient-level files after their cases, "
-                "or ingest genes alone",
-            )
+            raise no_slide_column(table)
 
     def _leave_out_incomplete_rows(self) -> None:
         path = str(self.table.path)
         for row, case_id in enumerate(self.table.case_ids):
             if case_id is None:
-                self.left_out.append(LeftOut("row", f"row {row + 1}", "the row has no case_id", file=path))
+                self.left_out.append(_incomplete(row, "case_id", None, path))
             elif self.with_slides and self.table.slide_ids is not None and self.table.slide_ids[row] is None:
-                self.left_out.append(LeftOut("row", f"row {row + 1}", "the row has no slide_id", case_id, file=path))
+                self.left_out.append(_incomplete(row, "slide_id", case_id, path))
         for case_id in sorted(self.case_row):
             if not self.labels[case_id] and case_id in self.table.dropped:
                 what = f"its label {self.table.dropped[case_id]} is left out by the option labels"
                 self.leave_out_case(InputError(what, case=case_id), counts=False)
             elif not self.labels[case_id]:
-                expected = "a class in column label"
-                self.leave_out_case(InputError("the case has no label", file=path, case=case_id, expected=expected))
+                what, expected, fix = "the case has no label", "a class in column label", "give the case a label"
+                error = InputError(what, file=path, case=case_id, expected=expected, found="no value", fix=fix)
+                self.leave_out_case(error)
             elif self.with_slides and not self._slides_of[case_id]:
                 self.leave_out_case(InputError("the case has no slide in the case table", case=case_id), follows=True)
+
+
+def no_slide_column(table: CaseTable) -> InputError:
+    """The refusal of patches whose slides the case table does not name."""
+    return InputError(
+        "the case table has no slide_id column",
+        file=table.path,
+        expected="columns case_id, slide_id, label",
+        found=", ".join(["case_id", "label", *table.extra.column_names]),
+        fix="add a slide_id column (the names of the patch files), name patient-level files after their cases, "
+        "or ingest genes alone",
+    )
 
 
 def _left_out(
     kind: str, name: str, case_id: str, error: InputError, follows: bool = False, counts: bool = True
 ) -> LeftOut:
     return LeftOut(kind, name, error.what, case_id, error.file, error.expected, error.found, error.fix, follows, counts)
+
+
+def _incomplete(row: int, column: str, case_id: str | None, path: str) -> LeftOut:
+    expected, fix = f"a {column} in every row", "complete the row, or remove it"
+    reason = f"the row has no {column}"
+    return LeftOut("row", f"row {row + 1}", reason, case_id, path, expected=expected, found="no value", fix=fix)
 
 
 def _labels(table: CaseTable) -> dict[str, str]:
@@ -234,17 +246,22 @@ def _strict_error(faults: list[LeftOut]) -> InputError:
     first = faults[0]
     found = first.found
     if len(faults) > 1:
-        listed = "; ".join(f"{item.kind} {item.id}: {item.reason}" for item in faults[:10])
+        listed = "; ".join(f"{_named(item)}: {item.reason}" for item in faults[:10])
         found = f"{found or first.reason}. In all {len(faults)}: {listed}" + ("; ..." if len(faults) > 10 else "")
-    fix = f"{first.fix}; " if first.fix else ""
+    fix = f"{first.fix}; or " if first.fix else ""
     return InputError(
-        f"strict ingest: {first.kind} {first.id} would be left out: {first.reason}",
+        f"strict ingest: {_named(first)} would be left out: {first.reason}",
         file=first.file,
         case=first.id if first.kind in ("slide", "case") else first.case_id,
         expected=first.expected,
         found=found,
-        fix=f"{fix}or ingest without strict, which leaves it out and reports it",
+        fix=f"{fix}ingest without strict, which leaves it out and reports it",
     )
+
+
+def _named(item: LeftOut) -> str:
+    """What was left out by kind and id; the id of a row says its kind."""
+    return item.id if item.kind == "row" else f"{item.kind} {item.id}"
 
 
 def _count_reasons(items: Iterable[LeftOut]) -> list[str]:

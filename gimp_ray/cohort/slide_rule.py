@@ -37,7 +37,8 @@ def choose_slides(
         ConfigError: an unknown rule, or `largest` without the size of a slide.
     """
     if rule not in SLIDE_RULES:
-        raise ConfigError("there is no such slide rule", expected=", ".join(SLIDE_RULES), found=repr(rule))
+        what, fix = "there is no such slide rule", "choose one of these"
+        raise ConfigError(what, expected=", ".join(SLIDE_RULES), found=repr(rule), fix=fix)
     reasons: list[str | None] = [None] * len(slide_ids)
     if rule in ("DX", "DX1"):
         numbers = [_diagnostic_number(slide_id) for slide_id in slide_ids]

@@ -104,11 +104,16 @@ class Sources:
         return CohortStore.open(self.out)
 
 
-def make_sources(root: Path, sizes: Mapping[str, int] | None = None, dim: int = 8) -> Sources:
-    """Cases A0, A1, A2 of class LUAD and B0, B1, B2 of class LUSC, slide `CASE-DX1` each, with genes."""
+def make_sources(
+    root: Path,
+    sizes: Mapping[str, int] | None = None,
+    dim: int = 8,
+    case_ids: Sequence[str] = ("A0", "A1", "A2", "B0", "B1", "B2"),
+) -> Sources:
+    """Cases that begin with A of class LUAD and the others of class LUSC, slide `CASE-DX1` each, with genes."""
     root.mkdir(parents=True, exist_ok=True)
     sources = Sources(root)
-    for i, case_id in enumerate(["A0", "A1", "A2", "B0", "B1", "B2"]):
+    for i, case_id in enumerate(case_ids):
         slide_id = f"{case_id}-DX1"
         n = (sizes or {}).get(slide_id, 20 + i)
         sources.bags[slide_id], sources.coords[slide_id] = features(n, dim, seed=i), grid(n)

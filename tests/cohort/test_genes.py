@@ -143,7 +143,7 @@ def test_an_orientation_that_is_said_is_used(sources: Sources) -> None:
         ("g.parquet", b"no parquet", "Parquet magic bytes"),
         ("g.csv", b"", "empty"),
         ("g.csv", b"gene,A0,B0\nTP53,1\n", "Expected 3 columns"),
-        ("g.csv", b"\xff\xfe\x00", "decode"),
+        ("g.csv", b"\xff\xfe\x00", "UTF-16"),
         ("g.xlsx", b"?", ".xlsx"),
     ],
 )

@@ -68,11 +68,13 @@ class CaseOptions:
         for name, known in (("slides", SLIDE_RULES), ("survival", tuple(ENDPOINTS))):
             value = getattr(self, name)
             if value not in known:
-                raise ConfigError(f"{name} has an unknown value", expected=", ".join(known), found=repr(value))
+                fix = "choose one of these"
+                raise ConfigError(f"{name} has an unknown value", expected=", ".join(known), found=repr(value), fix=fix)
         for old, new in (self.labels or {}).items():
             if not isinstance(old, str) or not (new is None or (isinstance(new, str) and new.strip())):
                 expected = "label: label, or label: null to leave its cases out; numbers in quotes"
-                raise ConfigError("labels has an unusable entry", expected=expected, found=f"{old!r}: {new!r}")
+                what, found = "labels has an unusable entry", f"{old!r}: {new!r}"
+                raise ConfigError(what, expected=expected, found=found, fix="write labels and their names as text")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def read_cases(paths: Sequence[Path], options: CaseOptions = CaseOptions()) -> C
             twice, no rows, no case in common, a label in `labels` that no case has.
     """
     if not paths:
-        raise ConfigError("no case table was given", expected="the path of a CSV or TSV file", found="nothing")
+        expected, fix = "the path of a CSV or TSV file", "give the case table"
+        raise ConfigError("no case table was given", expected=expected, found="nothing", fix=fix)
     files = [open_text(Path(path), "case table") for path in paths]
     for role in ("case", "slide", "label"):
         _check_said(files, role, getattr(options, f"{role}_column"))

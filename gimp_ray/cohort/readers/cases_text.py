@@ -76,8 +76,8 @@ def open_text(path: Path, kind: str) -> TextFile:
     _check_utf8(data, path, kind)
     comments, body = _split_comments(data)
     if not body.strip():
-        expected, found = "a CSV or TSV file", "an empty file"
-        raise InputError(f"the {kind} cannot be read", file=path, expected=expected, found=found)
+        what, expected, found = f"the {kind} cannot be read", "a CSV or TSV file", "an empty file"
+        raise InputError(what, file=path, expected=expected, found=found, fix="give the file with its content")
     first = body.partition(b"\n")[0]
     separator = "\t" if b"\t" in first else ","
     reader = plain_csv.reader(io.TextIOWrapper(io.BytesIO(body), encoding="utf-8", newline=""), delimiter=separator)
@@ -109,6 +109,8 @@ def read_columns(
         InputError: rows of several lengths, no rows.
     """
     chosen = [name for name in source.names if name] if columns is None else list(columns)
+    if b"\n" not in source.body.strip():  # Arrow cannot skip a header that no line end follows
+        raise _no_rows(source)
     try:
         table = csv.read_csv(
             pa.BufferReader(source.body),
@@ -130,11 +132,16 @@ def read_columns(
             file=source.path,
             expected=f"a CSV or TSV file with {len(source.names)} columns in every row, as in its header",
             found=str(error)[:300],
+            fix="correct the row; a value with the separator in it stands in quotes",
         ) from error
     if not table.num_rows:
-        expected, found = "one row a case or slide", "a header alone"
-        raise InputError(f"the {source.kind} has no rows", file=source.path, expected=expected, found=found)
+        raise _no_rows(source)
     return table
+
+
+def _no_rows(source: TextFile) -> InputError:
+    expected, found, fix = "one row a case or slide", "a header alone", "give the table with its rows"
+    return InputError(f"the {source.kind} has no rows", file=source.path, expected=expected, found=found, fix=fix)
 
 
 def stripped(column: pa.ChunkedArray, missing: Sequence[str] = MISSING) -> list[str | None]:
@@ -157,13 +164,16 @@ def _bytes(path: Path, kind: str) -> bytes:
             inside = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
             if "xl/workbook.xml" in inside:
                 fix = "save the sheet as CSV (UTF-8)"
-                raise InputError(f"the {kind} is an Excel file", file=path, expected=expected, fix=fix)
+                what, found = f"the {kind} is an Excel file", "a workbook"
+                raise InputError(what, file=path, expected=expected, found=found, fix=fix)
             if len(inside) != 1:
                 found = ", ".join(inside[:5]) or "an empty zip"
-                raise InputError(f"the {kind} is a zip of several files", file=path, expected=expected, found=found)
+                what, fix = f"the {kind} is a zip of several files", "unzip it, and give the table"
+                raise InputError(what, file=path, expected=expected, found=found, fix=fix)
             return archive.read(inside[0])
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise InputError(f"the {kind} cannot be read", file=path, expected=expected, found=str(error)[:300]) from error
+        what, fix = f"the {kind} cannot be read", "copy or download it again, and let this user read it"
+        raise InputError(what, file=path, expected=expected, found=str(error)[:300], fix=fix) from error
 
 
 def _check_utf8(data: bytes, path: Path, kind: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gimp_ray.cohort.readers.genes_head import is_number, open_text, separator_of
+from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, is_number, open_text, separator_of
 from gimp_ray.errors import InputError
 
 GeneSets = dict[str, tuple[str, ...]]
@@ -49,11 +49,17 @@ def read_gene_sets(path: Path) -> GeneSets:
         InputError: no such file, neither GMT nor CSV, a set or a gene of a set twice, a set without genes.
     """
     if not path.is_file():
-        raise InputError("there is no such file of gene sets", file=path, fix="check the path")
+        raise InputError(
+            "there is no such file of gene sets",
+            file=path,
+            expected="a file",
+            found="nothing at this path",
+            fix="check the path",
+        )
     try:
         with open_text(path) as stream:
             lines = [line.rstrip("\r\n") for line in stream if line.strip() and not line.startswith("#")]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except TEXT_FAULTS as error:
         raise _no_sets(path, str(error)) from error
     if not lines:
         raise _no_sets(path, "an empty file")
@@ -78,13 +84,19 @@ def read_gene_list(path: Path) -> list[str]:
         InputError: no such file, no genes, or a gene twice in a plain list.
     """
     if not path.is_file():
-        raise InputError("there is no such gene list", file=path, fix="check the path")
+        raise InputError(
+            "there is no such gene list",
+            file=path,
+            expected="a file",
+            found="nothing at this path",
+            fix="check the path",
+        )
     if path.name.lower().removesuffix(".gz").endswith(".gmt"):
         return list(dict.fromkeys(gene for genes in read_gene_sets(path).values() for gene in genes))
     try:
         with open_text(path) as stream:
             lines = [line.strip() for line in stream if line.strip() and not line.startswith("#")]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except TEXT_FAULTS as error:
         raise _no_list(path, str(error)) from error
     genes = _listed(lines, path)
     if not genes:
@@ -240,4 +252,5 @@ def _no_sets(path: Path, found: str) -> InputError:
 
 def _no_list(path: Path, found: str) -> InputError:
     expected = "one gene a line, a CSV with a column gene, or GMT"
-    return InputError("this is no gene list", file=path, expected=expected, found=found)
+    fix = "give a file with the genes to keep, or leave the gene list out"
+    return InputError("this is no gene list", file=path, expected=expected, found=found, fix=fix)

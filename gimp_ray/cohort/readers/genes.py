@@ -49,14 +49,21 @@ def is_matrix(head: FileHead) -> bool:
 def read_gene_file(path: Path, request: ReadRequest = EVERYTHING) -> RawMatrix:
     """Read a gene matrix; InputError for a file that is missing, of an unknown kind, empty or damaged."""
     if not path.is_file():
-        raise InputError("there is no such gene file", file=path, fix="check the path")
+        raise InputError(
+            "there is no such gene file",
+            file=path,
+            expected="a file",
+            found="nothing at this path",
+            fix="check the path",
+        )
     reader = _matrix_reader(path)
     if request.column is not None and reader is not genes_h5ad:
         raise no_columns(path, request.column)
     raw: RawMatrix = reader.read(path, request)
     if not raw.row_ids or not raw.column_ids:
         found = f"{len(raw.row_ids)} rows, {len(raw.column_ids)} columns"
-        raise InputError("the gene matrix is empty", file=path, expected="cases and genes", found=found)
+        fix = "give the matrix with its rows and columns"
+        raise InputError("the gene matrix is empty", file=path, expected="cases and genes", found=found, fix=fix)
     return raw
 
 

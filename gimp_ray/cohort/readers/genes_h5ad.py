@@ -33,8 +33,8 @@ def fits(head: FileHead) -> bool:
     try:
         with h5py.File(head.path, "r") as file:
             return "obs" in file and "var" in file
-    except (OSError, RuntimeError):
-        return False
+    except (OSError, RuntimeError):  # damaged: its name says whose it is
+        return head.path.name.lower().endswith(".h5ad")
 
 
 def read(path: Path, request: ReadRequest = EVERYTHING) -> RawMatrix:
@@ -62,9 +62,8 @@ def read(path: Path, request: ReadRequest = EVERYTHING) -> RawMatrix:
     values = matrix[rows]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
     if values.dtype.kind not in "fiu":
-        raise InputError(
-            "the AnnData file holds no numbers", file=path, expected="numbers", found=f"type {values.dtype}"
-        )
+        what, found, fix = "the AnnData file holds no numbers", f"type {values.dtype}", "name a layer of numbers"
+        raise InputError(what, file=path, expected="numbers", found=found, fix=fix)
     unit = data.uns.get("unit") if request.column is None else parse_unit(request.column)
     unit = str(unit) if unit is not None else None
     genes = [str(name).strip() for name in data.var_names]
@@ -82,10 +81,9 @@ def _open(path: Path) -> Any:
     try:
         return anndata.read_h5ad(path)
     except Exception as error:  # anndata raises what its parts raise
-        expected = "a whole .h5ad file"
-        raise InputError(
-            "the AnnData file cannot be read", file=path, expected=expected, found=str(error)[:300]
-        ) from error
+        what, fix = "the AnnData file cannot be read", "copy it again, or write it again with anndata"
+        found = str(error)[:300] or type(error).__name__
+        raise InputError(what, file=path, expected="a whole .h5ad file", found=found, fix=fix) from error
 
 
 def _sample_ids(data: Any, request: ReadRequest) -> list[str]:

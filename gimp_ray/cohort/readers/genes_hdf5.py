@@ -78,4 +78,5 @@ def _texts(dataset: h5py.Dataset, path: Path) -> list[str]:
 
 def _bad(path: Path, found: str) -> InputError:
     expected = "data sets expression (cases x genes), case_id and gene_id of matching lengths"
-    return InputError("the gene file is not a matrix", file=path, expected=expected, found=found)
+    fix = "write the file again with these data sets, or give the matrix as CSV, TSV or Parquet"
+    return InputError("the gene file is not a matrix", file=path, expected=expected, found=found, fix=fix)

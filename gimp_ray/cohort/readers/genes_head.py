@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from gimp_ray.errors import InputError
 # a header of 60,000 gene ids is over a megabyte
 _FIRST_BYTES = 4096
 _GZIP = b"\x1f\x8b"
+# what reading a plain or gzip text raises where it is damaged or no UTF-8
+TEXT_FAULTS = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 _GIT_LFS = "version https://git-lfs.github.com/spec/"
 
 
@@ -56,10 +59,9 @@ def read_head(path: Path) -> FileHead:
                 first = stream.read(_FIRST_BYTES)
         with path.open("rb") as stream:
             magic = stream.read(8)
-    except (OSError, EOFError) as error:
-        raise InputError(
-            "the gene file cannot be read", file=path, expected="a whole file", found=str(error)
-        ) from error
+    except TEXT_FAULTS as error:
+        what, fix = "the gene file cannot be read", "download or copy it again, and let this user read it"
+        raise InputError(what, file=path, expected="a whole file", found=str(error), fix=fix) from error
     lines: tuple[str, ...] = ()
     if b"\0" not in first:
         lines = tuple(first.decode("utf-8-sig", "replace").splitlines())
@@ -86,6 +88,19 @@ def open_text(path: Path):  # type: ignore[no-untyped-def]
     with path.open("rb") as stream:
         gzipped = stream.read(2) == _GZIP
     return gzip.open(path, "rt", encoding="utf-8-sig") if gzipped else path.open("rt", encoding="utf-8-sig")
+
+
+def text_fault(path: Path, error: Exception) -> str:
+    """What is wrong with a file that could not be read as text, for a message."""
+    if not isinstance(error, UnicodeDecodeError):
+        return str(error)
+    with path.open("rb") as stream:
+        utf16 = stream.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    return (
+        "UTF-16 text; save it as UTF-8"
+        if utf16
+        else f"text that is not UTF-8: {error.reason}, {error.object[error.start]:#04x}"
+    )
 
 
 def separator_of(line: str) -> str:

@@ -9,7 +9,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from gimp_ray.cohort.readers.genes_head import FileHead, open_text
+from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, FileHead, open_text
 from gimp_ray.errors import InputError
 
 
@@ -37,6 +37,7 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
             for row in rows
             if row.get("filename")
         ]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, KeyError) as error:
-        expected = "columns id, filename, md5"
-        raise InputError("the manifest cannot be read", file=path, expected=expected, found=str(error)) from error
+    except (*TEXT_FAULTS, csv.Error, KeyError) as error:
+        what, expected = "the manifest cannot be read", "columns id, filename, md5"
+        fix = "download the manifest again, or move it away: files are then not compared with their MD5"
+        raise InputError(what, file=path, expected=expected, found=str(error), fix=fix) from error

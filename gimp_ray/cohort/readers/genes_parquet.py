@@ -92,4 +92,5 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _bad(path: Path, found: str) -> InputError:
     expected = "a text column with the ids, numbers in the others"
-    return InputError("the gene file is not a matrix", file=path, expected=expected, found=found)
+    fix = "write the file again with the ids in a text column of their own, or give the matrix as CSV or TSV"
+    return InputError("the gene file is not a matrix", file=path, expected=expected, found=found, fix=fix)

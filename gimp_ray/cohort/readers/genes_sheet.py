@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gimp_ray.cohort.readers.genes_head import FileHead, open_text, separator_of
+from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, FileHead, open_text, separator_of
 from gimp_ray.errors import InputError
 
 _COLUMNS = {
@@ -83,7 +83,13 @@ def read_sample_sheet(path: Path) -> SampleSheet:
         InputError: no such file, no columns that tell of files or samples and cases, or rows that contradict.
     """
     if not path.is_file():
-        raise InputError("there is no such sample sheet", file=path, fix="check the path")
+        raise InputError(
+            "there is no such sample sheet",
+            file=path,
+            expected="a file",
+            found="nothing at this path",
+            fix="check the path",
+        )
     sheet = SampleSheet(path)
     for row in _rows(path):
         entry = _entry(row)
@@ -119,7 +125,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
                     if name is not None:
                         row.setdefault(name, cell.strip())
                 yield row
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+    except (*TEXT_FAULTS, csv.Error, json.JSONDecodeError) as error:
         raise _no_sheet(path, str(error)) from error
 
 

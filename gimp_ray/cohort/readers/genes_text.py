@@ -22,7 +22,16 @@ from pyarrow import csv
 from gimp_ray.cohort.readers import genes_xena
 from gimp_ray.cohort.readers.genes_blocks import Blocks
 from gimp_ray.cohort.readers.genes_columns import gene_column
-from gimp_ray.cohort.readers.genes_head import FileHead, is_number, open_bytes, open_text, separator_of, split
+from gimp_ray.cohort.readers.genes_head import (
+    TEXT_FAULTS,
+    FileHead,
+    is_number,
+    open_bytes,
+    open_text,
+    separator_of,
+    split,
+    text_fault,
+)
 from gimp_ray.cohort.readers.matrix import EVERYTHING, RawMatrix, ReadRequest
 from gimp_ray.errors import InputError
 
@@ -76,8 +85,8 @@ def read_table_head(path: Path) -> TableHead:
                 raise bad_table(path, f"one column: {names[0][:60]}" if names else "an empty file")
             rows = min(_PEEKED_ROWS, max(2, _PEEKED_CELLS // len(names)))
             first = list(itertools.islice(text_csv.reader(stream, delimiter=separator), rows))
-    except (OSError, EOFError, UnicodeDecodeError, text_csv.Error) as error:
-        raise bad_table(path, str(error)) from error
+    except (*TEXT_FAULTS, text_csv.Error) as error:
+        raise bad_table(path, text_fault(path, error)) from error
     if first and len(first[0]) == len(names) + 1:
         names = ["", *names]
     longest = max([len(line), *(sum(map(len, row)) + len(row) for row in first)])

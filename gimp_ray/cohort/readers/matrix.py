@@ -149,10 +149,16 @@ def samples_by_genes(raw: RawMatrix, orientation: str, ways: Sequence[Callable[[
         samples, genes, values, kept = raw.row_ids, raw.column_ids, raw.values, raw.kept_rows
     else:
         samples, genes, values, kept = raw.column_ids, raw.row_ids, raw.values.T, raw.kept_columns
+    if not _any_known(samples, ways) and _any_known(genes, ways):
+        raise _other_axis(raw, orientation)
     _refuse_twice(samples, raw.path)
     names = samples if kept is None else [samples[i] for i in kept.tolist()]
     row_of = {name: row for row, name in enumerate(names)}
     return SampleMatrix(raw.path, samples, genes, values, row_of, raw.gene_columns, raw.unit, raw.unit_hint)
+
+
+def _any_known(names: Sequence[str], ways: Sequence[Callable[[str], bool]]) -> bool:
+    return any(known(name) for name in names for known in ways)
 
 
 def _recognise(raw: RawMatrix, ways: Sequence[Callable[[str], bool]]) -> str | None:

@@ -46,13 +46,13 @@ def inspect(path: Path, slide_id: str) -> PatchSource:
         with h5py.File(path, "r") as file:
             features = file[_feature_key(file, path, slide_id)]
             check_float(features.dtype, path, slide_id)
-            attributes, dtype = _attributes(file, features, file.get(COORDS_KEY)), str(features.dtype)
+            coords = _coords(file, path, slide_id)
+            attributes, dtype = _attributes(file, features, coords), str(features.dtype)
             if _is_vector(file, features, path):
                 attributes = dataclasses.replace(attributes, coord_unit=None)
                 dim = int(features.size)
                 return PatchSource(slide_id, path, 1, dim, dtype, False, _chunks, attributes, slide_level=True)
             n_patches, dim = bag_shape(features.shape, path, slide_id)
-            coords = file.get(COORDS_KEY)
             if coords is not None:
                 check_coords_shape(coords.shape, n_patches, path, slide_id)
             return PatchSource(slide_id, path, n_patches, dim, dtype, coords is not None, _chunks, attributes)
@@ -64,7 +64,7 @@ def inspect_coords(path: Path, slide_id: str, n_patches: int) -> PatchAttributes
     """Attributes of a file used for its `n_patches` coordinates alone; None where it has no coordinates."""
     try:
         with h5py.File(path, "r") as file:
-            coords = file.get(COORDS_KEY)
+            coords = _coords(file, path, slide_id)
             if coords is None:
                 return None
             check_coords_shape(coords.shape, n_patches, path, slide_id)
@@ -134,6 +134,15 @@ def _feature_key(file: h5py.File, path: Path, slide_id: str) -> str:
             return key
     expected, found = " or ".join(FEATURE_KEYS), ", ".join(file) or "an empty file"
     raise unusable("the file has no features", path, slide_id, f"a data set named {expected}", found)
+
+
+def _coords(file: h5py.File, path: Path, slide_id: str) -> h5py.Dataset | None:
+    """The coordinates, None without any; InputError where something else has their name."""
+    coords = file.get(COORDS_KEY)
+    if coords is not None and not isinstance(coords, h5py.Dataset):
+        what = "the coordinates are no data set"
+        raise unusable(what, path, slide_id, f"a data set named {COORDS_KEY}", type(coords).__name__)
+    return coords
 
 
 def _is_vector(file: h5py.File, features: h5py.Dataset, path: Path) -> bool:

@@ -70,7 +70,9 @@ def read_splits(
     for name, case_id in zip(names.to_pylist(), case_of, strict=True):
         if case_id is None:
             reason = "the split names it, but it is neither a case nor a slide of the case table"
-            left_out.append(LeftOut("split entry", name, reason, file=str(path)))
+            expected, fix = "an id of the case table", "correct the id, or remove the entry"
+            item = LeftOut("split entry", name, reason, file=str(path), expected=expected, found=name, fix=fix)
+            left_out.append(item)
     if not any(case_of):
         raise _nothing_in_common(path, names.to_pylist(), known, slide_to_case)
     place = pc.index_in(entries["id"], names)
@@ -119,6 +121,7 @@ def _own_entries(file: TextFile) -> pa.Table:
                 file=file.path,
                 expected="columns case_id, part, optionally fold and scheme; or CLAM's columns train, val, test",
                 found=", ".join(name or "(no name)" for name in file.names[:20]),
+                fix="name the columns so, or give CLAM's split files",
             )
     used = [name for name in _OWN if name in file.names]
     table = read_columns(file, used, text=used)
@@ -134,12 +137,13 @@ def _own_entries(file: TextFile) -> pa.Table:
                 file=file.path,
                 expected="a value in every row",
                 found=f"row {missing.index(True).as_py() + 1} without one",
+                fix="complete the row, or remove it",
             )
     number = pc.fill_null(pc.match_substring_regex(columns["fold"], r"^[0-9]{1,9}$"), False)
     if not pc.all(number).as_py():
         found = repr(table["fold"][number.index(False).as_py()].as_py())
         what = "the split table has a fold that is no number"
-        raise InputError(what, file=file.path, expected="0, 1, ...", found=found)
+        raise InputError(what, file=file.path, expected="0, 1, ...", found=found, fix="number the folds from 0")
     part = pc.utf8_lower(columns["part"])
     good = pc.is_in(part, pa.array(PARTS))
     if not pc.all(good).as_py():
@@ -150,6 +154,7 @@ def _own_entries(file: TextFile) -> pa.Table:
             case=columns[ids][row].as_py(),
             expected=", ".join(PARTS),
             found=repr(table["part"][row].as_py()),
+            fix="name every part train, val or test",
         )
     return pa.table([columns["scheme"], columns["fold"].cast(pa.int32()), columns[ids], part], schema=ENTRIES)
 

@@ -50,7 +50,8 @@ def read_folder(folder: Path) -> tuple[pa.Table, list[Path]]:
         before = files.get(fold)
         if before is not None and before.stem.endswith("_bool") == is_bool:
             found = f"{before.name} and {path.name}"
-            raise InputError("a fold has two files", file=folder, expected="one file a fold", found=found)
+            what, expected, fix = "a fold has two files", "one file a fold", "move one of them away"
+            raise InputError(what, file=folder, expected=expected, found=found, fix=fix)
         if before is None or not is_bool:
             files[fold] = path
     if not files:
@@ -80,6 +81,7 @@ def read_fold(file: TextFile, fold: int) -> pa.Table:
             file=file.path,
             expected="an index column, then train, val and, where there is one, test",
             found=", ".join(name or "(no name)" for name in file.names[:20]),
+            fix="remove the other columns, or give a split table (case_id, part)",
         )
     table = read_columns(file, list(file.keys), text=file.keys)
     cells = {part: stripped(table[key]) for part, key in columns.items()}
@@ -102,7 +104,8 @@ def _of_flags(
     for row, name in enumerate(names):
         if name is None:
             expected, found = "a slide or case in the first column", f"row {row + 1} without one"
-            raise InputError("the split file has a row without an id", file=path, expected=expected, found=found)
+            what, fix = "the split file has a row without an id", "complete the row, or remove it"
+            raise InputError(what, file=path, expected=expected, found=found, fix=fix)
         here: list[str | None] = [part for part, values in cells.items() if (values[row] or "").lower() in _TRUE]
         for part in here or [None]:
             ids.append(name)

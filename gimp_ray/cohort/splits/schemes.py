@@ -111,13 +111,16 @@ def check_scheme(name: str, *, folds: int = 5, repeats: int = 1, shares: Sequenc
     kind, _, column = name.partition(":")
     if name not in (KFOLD, REPEATED, FIXED, SITE) and not (kind == LEAVE_ONE_OUT and column):
         expected = ", ".join(SPLIT_SCHEMES)
-        raise ConfigError("there is no such split scheme", expected=expected, found=repr(name))
+        fix = "choose among these; leave_one_out names a column of the case table"
+        raise ConfigError("there is no such split scheme", expected=expected, found=repr(name), fix=fix)
     if folds < 3 or repeats < 1:
         found = f"folds {folds}, repeats {repeats}"
-        raise ConfigError("a split option is out of range", expected="folds >= 3, repeats >= 1", found=found)
+        what, expected = "a split option is out of range", "folds >= 3, repeats >= 1"
+        raise ConfigError(what, expected=expected, found=found, fix="correct the option")
     if len(shares) != 3 or min(shares) < 0 or shares[0] <= 0 or sum(shares[1:]) <= 0 or abs(sum(shares) - 1) > 1e-6:
         expected = "three shares of train, val and test, none negative, some to train and some to hold out, of sum 1"
-        raise ConfigError("the shares of a split are impossible", expected=expected, found=str(list(shares)))
+        what, fix = "the shares of a split are impossible", "such as [0.6, 0.2, 0.2]"
+        raise ConfigError(what, expected=expected, found=str(list(shares)), fix=fix)
 
 
 def kfold_rows(labels: Mapping[str, str], folds: int, seed: int) -> tuple[list[SplitRow], list[str]]:

@@ -203,7 +203,8 @@ def _check_fold(rows: pa.Table, scheme: str, fold: int, file: str | Path, cases:
     if places.null_count:
         odd = pc.unique(rows["part"].filter(pc.is_null(places))).to_pylist()
         found = f"{', '.join(map(repr, odd[:_NAMED]))} in {where}"
-        raise InputError("a split has an unknown part", file=file, expected=", ".join(PARTS), found=found)
+        fix = "name every part train, val or test"
+        raise InputError("a split has an unknown part", file=file, expected=", ".join(PARTS), found=found, fix=fix)
     patients = patient_column(rows["case_id"], cases).combine_chunks().dictionary_encode()
     codes, part = patients.indices.to_numpy(), places.combine_chunks().to_numpy()
     # one bit a part: a patient with more than one bit is torn
@@ -216,7 +217,8 @@ def _check_fold(rows: pa.Table, scheme: str, fold: int, file: str | Path, cases:
         raise _torn_patients(parts_of, where, file)
     if not (seen & 1).any():
         expected, found = "at least one train case", f"{where} without train"
-        raise InputError("a split has nothing to train on", file=file, expected=expected, found=found)
+        fix = "give every fold train cases, or leave the fold out"
+        raise InputError("a split has nothing to train on", file=file, expected=expected, found=found, fix=fix)
 
 
 def _parts(bits: int) -> list[str]:

@@ -1,0 +1,8 @@
+"""The builders of the cohort's tests are used here as well."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cohort"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 from pyarrow import fs as pafs
@@ -14,6 +15,7 @@ from gimp_ray.cohort.schema import ROW_GROUP_ROWS, table_schema
 from gimp_ray.errors import InputError
 
 _Finding = tuple[str, str, str | None]
+_THREADS = 8
 
 
 def findings(
@@ -25,11 +27,13 @@ def findings(
     columns = (slides[name].to_pylist() for name in ("file", "first_row_group", "n_patches", "slide_id", "sha256"))
     for file, *rest in zip(*columns, strict=True):
         by_file.setdefault(file, []).append((*rest,))  # type: ignore[arg-type]
-    failed = False
-    for name in sorted(by_file):
-        for problem in _file_problems(reader, name, sorted(by_file[name]), manifest, deep):
-            failed = True
-            yield "FAIL", problem, name
+    failed, names = False, sorted(by_file)
+    with ThreadPoolExecutor(_THREADS) as pool:  # most of it is waiting for the storage, or hashing
+        found = pool.map(lambda name: list(_file_problems(reader, name, sorted(by_file[name]), manifest, deep)), names)
+        for name, problems in zip(names, found, strict=True):
+            for problem in problems:
+                failed = True
+                yield "FAIL", problem, name
     if not failed:
         depth = "every slide's hash and values" if deep else "every slide's row groups"
         yield "PASS", f"part files: {len(by_file):,}, {depth} as the tables say", None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
 import json
 import os
 from collections import Counter
@@ -25,7 +24,7 @@ from gimp_ray.cohort import patch_ingest, publishing, tables
 from gimp_ray.cohort.check import check_store
 from gimp_ray.cohort.existing import Existing
 from gimp_ray.cohort.ingest_options import IngestOptions
-from gimp_ray.cohort.manifest import FILE, FORMAT, Manifest, gene_list_sha256, store_fingerprint
+from gimp_ray.cohort.manifest import FILE, FORMAT, Manifest, gene_list_sha256, program, store_fingerprint
 from gimp_ray.cohort.prepare import Prepared, Sources, prepare
 from gimp_ray.cohort.progress import Progress
 from gimp_ray.cohort.report import IngestPlan, IngestReport, kept_of
@@ -240,7 +239,7 @@ def _manifest(
     return Manifest(
         format=FORMAT,
         version=LAYOUT_VERSION,
-        created_by=_program(),
+        created_by=program(),
         created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         dim=dim,
         dtype=options.dtype,
@@ -295,10 +294,3 @@ def _nothing_new(prepared: Prepared, manifest: Manifest, place: str, options: In
     assert prepared.existing is not None
     prepared.notes.append("nothing is new: the store is as it was")
     return _report(prepared, manifest, prepared.existing.store.table("splits"), place, options)
-
-
-def _program() -> str:
-    try:
-        return f"gimp-ray {importlib.metadata.version('gimp-ray')}"
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        return "gimp-ray"

@@ -110,43 +110,13 @@ def prepare(
     coverage = _coverage(roll, files, matrix, existing)
     if matrix is not None:
         notes += gene_join.join(roll, matrix)
-    to_write: dict[str, PatchSource] = {}
-    unchanged: set[str] = set()
+    to_write, unchanged = dict[str, PatchSource](), set[str]()
     if has_slides:
-        if options.slides != "largest":
-            roll.apply_slide_rule(options.slides)
-        if files is not None:
-            full = files if existing is None else existing_store.with_stored_files(files, existing)
-            patch_ingest.join_files(roll, full)
-            changed, unchanged = _changed(files, existing, roll)
-            names = sorted((set(files.by_slide) & set(roll.slides)) - unchanged)
-            looked = patch_ingest.look_at(files.by_slide, names, work, bar)
-            if existing is not None:
-                unchanged |= _compare({s: looked.pop(s) for s in sorted(changed)}, existing, roll, work, bar)
-            to_write = _usable(looked, roll)
-        if options.slides == "largest":
-            roll.apply_slide_rule("largest", _sizes(to_write, existing))
-            to_write = {slide_id: source for slide_id, source in to_write.items() if slide_id in roll.slides}
-        store = None if existing is None else existing.store
-        stored_slides, stored_dim = (None, None) if store is None else (store.slides, store.dim)
-        patch_ingest.refuse_mixture(list(to_write.values()), stored_slides, stored_dim)
+        to_write, unchanged = _patches(files, existing, roll, options.slides, work, bar)
     roll.refuse(options.strict)
     if existing is not None:
         _nothing_lost(existing, roll)
-    stored = set() if existing is None else set(existing.slides)
     new_cases = set(roll.labels) - (set() if existing is None else set(existing.store.cases["case_id"].to_pylist()))
-    plan = IngestPlan(
-        store=place,
-        coverage=coverage,
-        added=existing is not None,
-        slides_to_write=len(to_write),
-        patches_to_write=sum(source.n_patches for source in to_write.values()),
-        slides_stored=len(stored),
-        new_cases=len(new_cases),
-        cases=len(roll.labels),
-        left_out=tuple(roll.left_out),
-        notes=tuple(notes),
-    )
     known = {} if files is None else files.by_slide
     return Prepared(
         table=table,
@@ -161,8 +131,43 @@ def prepare(
         tables_read=_tables_read(sources, matrix),
         notes=notes,
         is_new=existing is None or bool(to_write) or bool(new_cases & given_cases) or _new_splits(splits, existing),
-        plan=plan,
+        plan=IngestPlan(
+            store=place,
+            coverage=coverage,
+            added=existing is not None,
+            slides_to_write=len(to_write),
+            patches_to_write=sum(source.n_patches for source in to_write.values()),
+            slides_stored=0 if existing is None else existing.store.manifest.num_slides,
+            new_cases=len(new_cases),
+            cases=len(roll.labels),
+            left_out=tuple(roll.left_out),
+            notes=tuple(notes),
+        ),
     )
+
+
+def _patches(
+    files: PatchFiles | None, existing: Existing | None, roll: Roll, rule: str, work: Work, bar: Progress
+) -> tuple[dict[str, PatchSource], set[str]]:
+    """The slides to write, and the stored ones whose files are what they were; the others are left out."""
+    to_write, unchanged = dict[str, PatchSource](), set[str]()
+    if rule != "largest":
+        roll.apply_slide_rule(rule)
+    if files is not None:
+        full = files if existing is None else existing_store.with_stored_files(files, existing)
+        patch_ingest.join_files(roll, full)
+        changed, unchanged = _changed(files, existing, roll)
+        names = sorted((set(files.by_slide) & set(roll.slides)) - unchanged)
+        looked = patch_ingest.look_at(files.by_slide, names, work, bar)
+        if existing is not None:
+            unchanged |= _compare({s: looked.pop(s) for s in sorted(changed)}, existing, roll, work, bar)
+        to_write = _usable(looked, roll)
+    if rule == "largest":
+        roll.apply_slide_rule(rule, _sizes(to_write, existing))
+        to_write = {slide_id: source for slide_id, source in to_write.items() if slide_id in roll.slides}
+    stored, dim = (None, None) if existing is None else (existing.store.slides, existing.store.dim)
+    patch_ingest.refuse_mixture(list(to_write.values()), stored, dim)
+    return to_write, unchanged
 
 
 def _same_kind(existing: Existing, options: IngestOptions) -> None:

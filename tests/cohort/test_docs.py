@@ -27,16 +27,22 @@ def test_the_tables_are_those_of_the_schemas() -> None:
 
 
 def test_the_examples_are_found() -> None:
-    assert len(_examples()) == 2
+    assert len(_examples()) == 4
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["CohortStore", "pandas"])
+@pytest.mark.parametrize("number", range(4), ids=["CohortStore", "pandas", "DuckDB", "Polars"])
 def test_the_examples_run(sources: Sources, number: int) -> None:
     sources.ingest()
     names: dict[str, Any] = {"STORE": str(sources.out)}
     exec(_examples()[number], names)
+    if number == 2:
+        assert names["per_class"] == [("LUAD", 3, 63), ("LUSC", 3, 72)]
+    if number == 3:
+        assert names["by_size"].row(0) == ("B2-DX1", "B2", 25)
     bag = names["bag"] if number == 0 else names["embeddings"]
     np.testing.assert_array_equal(bag, sources.bags["A0-DX1"].astype(np.float16))
+    if number > 1:
+        return
     coords = names["coords"] if number == 0 else names["xy"].to_numpy()
     np.testing.assert_array_equal(coords, sources.coords["A0-DX1"])
     expected = sources.expression["B1"].astype(np.float32)

@@ -147,10 +147,16 @@ def create(place: str, data: bytes) -> bool:
     """
     if not is_uri(place):
         try:
-            with open(place, "xb") as stream:  # noqa: PTH123
-                stream.write(data)
+            stream = open(place, "xb")  # noqa: PTH123, SIM115
         except FileExistsError:
             return False
+        try:
+            with stream:
+                stream.write(data)
+        except BaseException:  # a full disk: half a file would stand in everybody's way
+            with contextlib.suppress(OSError):
+                os.unlink(place)  # noqa: PTH108
+            raise
         return True
     if place.startswith("s3://"):
         return _create_s3(place, data)

@@ -59,8 +59,12 @@ def plan_ingest(
     options, place = options or IngestOptions(), places.absolute(out)
     sources = _sources(patches, genes, cases, splits, sample_sheet)
     before = _before(place, after_a_kill=True)
-    with Progress(options.progress) as bar, WorkPool(options.workers, bar.advance) as work:
-        return prepare(sources, before, place, options, work, bar).plan
+    try:
+        with Progress(options.progress) as bar, WorkPool(options.workers, bar.advance) as work:
+            return prepare(sources, before, place, options, work, bar).plan
+    except OSError as error:
+        _refuse_source(sources, error)
+        raise
 
 
 def ingest_cohort(
@@ -106,12 +110,22 @@ def ingest_cohort(
                     on_plan(prepared.plan)
                 return _publish(prepared, place, options, work, bar)
     except (OSError, pa.ArrowException) as error:
+        _refuse_source(sources, error)
         fix = "check free space and permissions there; nothing of this ingest was left behind"
         raise InputError("the store cannot be written", file=place, found=str(error), fix=fix) from error
 
 
 def _sources(patches: Path | None, genes: Files, cases: Files, splits: Path | None, sheet: Path | None) -> Sources:
     return Sources(_path(patches), _paths(genes), _paths(cases), _path(splits), _path(sheet))
+
+
+def _refuse_source(sources: Sources, error: Exception) -> None:
+    """InputError where a source is the file that the system refuses."""
+    name = getattr(error, "filename", None)
+    given = [sources.patches, *sources.genes, *sources.cases, sources.splits, sources.sample_sheet]
+    if isinstance(error, OSError) and name and any(p and Path(name).is_relative_to(p) for p in given):
+        found, fix = error.strerror or str(error), "let this user read it and the folders above it"
+        raise InputError("a source cannot be read", file=name, found=found, fix=fix) from error
 
 
 def _path(path: Path | None) -> Path | None:

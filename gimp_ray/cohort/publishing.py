@@ -118,9 +118,12 @@ def lock(out: str) -> Iterator[bool]:
     Raises:
         InputError: another ingest is at work there.
     """
+    with _folder_above(out):
+        yield from _locked(out)
+
+
+def _locked(out: str) -> Iterator[bool]:
     place = _lock_place(out)
-    if not places.is_uri(out):
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
     me = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -141,6 +144,22 @@ def lock(out: str) -> Iterator[bool]:
         filesystem, path = places.resolve(place)
         with contextlib.suppress(OSError):
             filesystem.delete_file(path)
+
+
+@contextmanager
+def _folder_above(out: str) -> Iterator[None]:
+    """Make the folders above a local store; those that are empty at the end are removed again."""
+    made: list[Path] = []
+    if not places.is_uri(out):
+        above = Path(out).parent
+        made = [folder for folder in (above, *above.parents) if not folder.exists()]
+        above.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the first that is not empty
+            for folder in made:
+                folder.rmdir()
 
 
 def _create(place: str, out: str, text: bytes) -> bool:
@@ -179,7 +198,9 @@ def _take_over(place: str, out: str) -> None:
     if host != socket.gethostname():
         raise _busy(place, out, f"process {pid} on {host}, since {holder.get('since')}")
     try:
-        alive = psutil.Process(pid).create_time() == started
+        process = psutil.Process(pid)
+        # a zombie is dead; in a container it may stay for ever
+        alive = process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         alive = False
     if alive:

@@ -76,6 +76,7 @@ class Case:
         left_out: cases that are not in the store without `--strict`.
         refused: whether it is refused without `--strict` as well.
         kind: of the cohort, a key of `COHORTS`.
+        has_file: whether a file is to blame.
     """
 
     name: str
@@ -85,7 +86,6 @@ class Case:
     refused: bool = False
     kind: str = "plain"
     has_file: bool = True
-    has_found: bool = True
 
 
 def left_out(name: str, spoil: Callable[[Inputs], object], *says: str, case: str = CASE, kind: str = "plain") -> Case:

@@ -14,39 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from gimp_ray.cli import main
 from gimp_ray.cohort import CohortStore
 from gimp_ray.cohort.check import check_store
 from tests.bad_inputs.bad_genes import BAD_GENES
 from tests.bad_inputs.bad_patches import BAD_PATCHES
 from tests.bad_inputs.bad_tables import BAD_TABLES
-from tests.bad_inputs.corpus import CASES, COHORTS, STORED_CASES, Case
+from tests.bad_inputs.corpus import CASES, COHORTS, STORED_CASES, Case, plain_cohort
+from tests.bad_inputs.running import assert_error, gimp, state
+from tests.bad_inputs.tolerated import TOLERATED, with_splits
 
 CORPUS: tuple[Case, ...] = (*BAD_PATCHES, *BAD_GENES, *BAD_TABLES)
 IDS = [case.name for case in CORPUS]
 
 MakeStore = Callable[[str], Path]
-
-
-def gimp(*arguments: str | Path) -> Result:
-    """The command in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def state(folder: Path) -> dict[str, object]:
-    """Everything below a folder, hidden files too: contents, where links lead, and when files were written."""
-    found: dict[str, object] = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_symlink():
-            found[name] = path.readlink()
-        elif path.is_dir():
-            found[name] = "folder"
-        else:
-            found[name] = (path.stat().st_mtime_ns, path.read_bytes())
-    return found
 
 
 def bags(out: Path) -> dict[str, bytes]:
@@ -79,15 +61,8 @@ def good_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
 
 
 def assert_refused(answer: Result, case: Case) -> None:
-    """Exit code 2, and a message that says what, where, what was found and what to do."""
-    assert answer.exit_code == 2, (answer.output, answer.exception)
-    assert isinstance(answer.exception, SystemExit)
-    assert answer.stderr.startswith("error: ") and "Traceback" not in answer.output
-    for word in case.says:
-        assert word in answer.stderr, f"{word!r} is not in:\n{answer.stderr}"
-    lines = [line.strip().partition(":")[0] for line in answer.stderr.splitlines()[1:]]
-    for name in ["fix"] + ["file"] * case.has_file + ["found"] * case.has_found:
-        assert name in lines, f"no {name} in:\n{answer.stderr}"
+    """The refusal that the case promises."""
+    assert_error(answer, *case.says, has_file=case.has_file)
 
 
 def assert_left_out(answer: Result, case: Case, out: Path, before: dict[str, bytes]) -> None:
@@ -132,6 +107,105 @@ def test_a_bad_input(case: Case, adding: bool, tmp_path: Path, good_store: MakeS
         assert_left_out(answer, case, out, stored)
     assert [path.name for path in place.iterdir()] == ["STORE"] * out.exists()
     assert state(tmp_path / "sources") == sources, "sources are never written to, and no pickle is executed"
+
+
+@pytest.mark.parametrize("name", TOLERATED)
+def test_an_odd_input_gives_the_same_store(name: str, tmp_path: Path, clean_fingerprint: str) -> None:
+    inputs = with_splits(plain_cohort(tmp_path / "sources"))
+    TOLERATED[name](inputs)
+    answer = gimp(*inputs.arguments(tmp_path / "STORE"), "--strict")
+    assert answer.exit_code == 0, answer.output
+    assert CohortStore.open(tmp_path / "STORE").fingerprint == clean_fingerprint
+
+
+@pytest.fixture(scope="module")
+def clean_fingerprint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of the store that the clean inputs give."""
+    folder = tmp_path_factory.mktemp("clean")
+    assert gimp(*with_splits(plain_cohort(folder)).arguments(folder / "STORE"), "--strict").exit_code == 0
+    return CohortStore.open(folder / "STORE").fingerprint
+
+
+def test_slide_ids_with_blanks_and_umlauts(tmp_path: Path) -> None:
+    inputs = plain_cohort(tmp_path / "sources")
+    names = {f"{case_id}-DX1": f"{case_id} Größe 1 (a)" for case_id in CASES}
+    for old, new in names.items():
+        (inputs.sources.patches / f"{old}.h5").rename(inputs.sources.patches / f"{new}.h5")
+    inputs.sources.rows = [
+        [case_id, f"{names[f'{case_id}-DX1']}.svs", label] for case_id, _, label in inputs.sources.rows
+    ]
+    inputs.sources.write_cases()
+    assert gimp(*inputs.arguments(tmp_path / "STORE"), "--strict").exit_code == 0
+    store = CohortStore.open(tmp_path / "STORE")
+    assert store.slides["slide_id"].to_pylist() == sorted(names.values())
+    for old, new in names.items():
+        np.testing.assert_array_equal(store.read_bag(new), inputs.sources.bags[old].astype(np.float16))
+
+
+# --- what is at the store's place
+
+
+def _a_file(out: Path) -> None:
+    out.write_text("mine")
+
+
+def _a_folder(out: Path) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+
+
+def _of_a_store(change: Callable[[Path], object]) -> Callable[[Path], None]:
+    def make(out: Path) -> None:
+        inputs = plain_cohort(out.parent.parent / "before", STORED_CASES)
+        assert gimp(*inputs.arguments(out)).exit_code == 0
+        change(out)
+
+    return make
+
+
+def _cut(name: str) -> Callable[[Path], object]:
+    return lambda out: (out / name).write_bytes((out / name).read_bytes()[:-40])
+
+
+def _in_manifest(old: str, new: str) -> Callable[[Path], object]:
+    def change(out: Path) -> None:
+        text = (out / "manifest.json").read_text()
+        assert old in text
+        (out / "manifest.json").write_text(text.replace(old, new))
+
+    return change
+
+
+# what is there -> (how, what is said, further options)
+AT_THE_PLACE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]]] = {
+    "a file": (_a_file, ("exists already and is no store", "a file"), ()),
+    "a folder": (_a_folder, ("exists already and is no store", "a folder"), ()),
+    "a link to nothing": (lambda out: out.symlink_to("nowhere"), ("exists already and is no store",), ()),
+    "a link to itself": (lambda out: out.symlink_to(out.name), ("exists already and is no store",), ()),
+    "no manifest": (_of_a_store(lambda o: (o / "manifest.json").unlink()), ("exists already and is no store",), ()),
+    "manifest cut short": (_of_a_store(_cut("manifest.json")), ("manifest", "damaged"), ()),
+    "manifest of another version": (_of_a_store(_in_manifest('"version": 2', '"version": 99')), ("version", "99"), ()),
+    "slides cut short": (_of_a_store(_cut("slides.parquet")), ("slides.parquet",), ()),
+    "cases gone": (_of_a_store(lambda o: (o / "cases.parquet").unlink()), ("cases.parquet",), ()),
+    "expression cut short": (_of_a_store(_cut("expression.parquet")), ("expression.parquet",), ()),
+    "another dtype": (_of_a_store(lambda o: None), ("dtype is another", "float32"), ("--dtype", "float32")),
+    "another unit": (
+        _of_a_store(_in_manifest('"gene_unit": "unknown"', '"gene_unit": "TPM"')), ("another unit", "FPKM"),
+        ("--gene-unit", "FPKM"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", AT_THE_PLACE)
+def test_something_else_at_the_place_of_the_store(what: str, tmp_path: Path) -> None:
+    make, says, options = AT_THE_PLACE[what]
+    inputs, place = plain_cohort(tmp_path / "sources"), tmp_path / "place"
+    place.mkdir()
+    make(place / "STORE")
+    before = state(place)
+    for more in ((), ("--strict",), ("--dry-run",)):
+        assert_error(gimp(*inputs.arguments(place / "STORE"), *options, *more), *says)
+        assert state(place) == before
 
 
 @pytest.mark.parametrize("kind", COHORTS)

@@ -24,8 +24,8 @@ _EXPONENT: dict[str, Any] = {
     "float32": np.uint32(0x7F800000),
 }
 
-# values rounded at a time: they and what is computed between stay in the processor's cache; a multiple of 8
-_BLOCK = 1 << 16
+# values rounded at a time: few enough that what is computed between stays in the processor's cache; a multiple of 8
+_BLOCK = 1 << 17
 # 2^-14, the smallest float16 with all its digits, as the bits of a float32
 _SMALLEST = 0x38800000
 
@@ -58,14 +58,11 @@ def encode(features: NDArray[np.generic], dtype: str) -> tuple[NDArray[np.generi
             blocks = (flat[start : start + _BLOCK] for start in range(0, len(flat), _BLOCK))
             return stored, not any(not_finite(block, dtype).any() for block in blocks)
         flat = np.ascontiguousarray(features, dtype="<f4").reshape(-1)
-        bits, rounding = np.empty(flat.shape, "<u2"), _to_float16 if dtype == "float16" else _to_bfloat16
-        size = min(_BLOCK, len(flat))
-        room = np.empty(size, "<u4"), np.empty(size, "<u4"), np.empty(size, np.bool_)
-        finite = True
+        bits, round_block = np.empty(flat.shape, "<u2"), _to_float16 if dtype == "float16" else _to_bfloat16
+        room, finite = _Room(min(_BLOCK, len(flat))), True
         for start in range(0, len(flat), _BLOCK):
             block = flat[start : start + _BLOCK]
-            one, two, mask = (array[: len(block)] for array in room)
-            finite &= rounding(block, bits[start : start + len(block)], one, two, mask)
+            finite &= round_block(block, bits[start : start + len(block)], room)
         return bits.view(STORED[dtype]).reshape(features.shape), finite
 
 
@@ -83,58 +80,74 @@ def not_finite(stored: NDArray[np.generic], dtype: str) -> NDArray[np.bool_]:
     return np.asarray((stored.view(mask.dtype) & mask) == mask)
 
 
-def _to_float16(
-    values: NDArray[Any], out: NDArray[Any], one: NDArray[Any], two: NDArray[Any], odd: NDArray[np.bool_]
-) -> bool:
-    """Fill `out` (n,) with the bits of float32 `values` (n,) as float16; the other arrays (n,) are room to work in.
+class _Room:
+    """Arrays of `size` values to work in, made once for all blocks."""
 
-    Returns whether all are finite.
+    def __init__(self, size: int) -> None:
+        self.wide: NDArray[Any] = np.empty((2, size), dtype="<u4")
+        self.narrow: NDArray[Any] = np.empty((3, size), dtype="<u2")
+        self.masks: NDArray[Any] = np.empty((2, size), dtype=np.bool_)
+
+
+def _to_float16(values: NDArray[Any], out: NDArray[Any], room: _Room) -> bool:
+    """Fill `out` (n,) with the bits of float32 `values` (n,) as float16; returns whether all are finite.
+
+    Numbers that are ordinary in both formats are rounded by adding half of the last digit kept. The others (0, small,
+    large, Inf, NaN), and those in the middle between two, are left to numpy.
     """
-    bits = values.view("<u4")
-    # half of the digits that fall away, less one in the last place where the digit kept is even
-    np.right_shift(bits, np.uint32(13), out=one)
-    np.bitwise_and(one, np.uint32(1), out=one)
-    np.add(one, bits, out=one)
-    np.add(one, np.uint32(0x1_0000_0FFF - _SMALLEST), out=one)  # wraps around: less the other format's exponents
-    # beside the sign, what is no ordinary float16 (0, small, large, Inf, NaN) is now beyond those that are
-    np.bitwise_and(one, np.uint32(0x7FFFFFFF), out=two)
-    np.greater_equal(two, np.uint32(0x0F000000), out=odd)
-    # of a negative value, the sign comes down from bit 31 to bit 28, beside the exponent
-    np.subtract(one, np.uint32(0x70000000), out=two)
-    np.minimum(one, two, out=one)
-    np.right_shift(one, np.uint32(13), out=one)
-    np.copyto(out, one, casting="unsafe")
-    np.add(out, np.uint16(1 << 10), out=out)
+    n, whole = len(values), len(values) // 8 * 8
+    wide, (high, low, work), (other, middle) = room.wide[0, :n], room.narrow[:, :n], room.masks[:, :n]
+    np.add(values.view("<u4"), _HALF_LESS_SMALLEST, wide)
+    np.copyto(low, wide, casting="unsafe")
+    np.right_shift(wide, _U4[16], wide)
+    np.copyto(high, wide, casting="unsafe")
+    np.bitwise_and(low, _U2[0x1FFF], work)
+    np.equal(work, _U2[0], middle)
+    np.bitwise_and(high, _U2[0x7FFF], work)
+    np.greater_equal(work, _U2[0x0F00], other)
+    np.logical_or(other, middle, other)
+    # the exponent moves up by the three bits it is shorter, the digits follow from the lower half
+    np.multiply(high, _U2[8], out)
+    np.right_shift(low, _U2[13], low)
+    np.add(out, low, out)
+    np.add(out, _U2[0x0400], out)
+    np.bitwise_and(high, _U2[0x8000], high)
+    np.bitwise_or(out, high, out)
     # eight at a time, because to find them one by one costs more than to round seven others again
-    whole = len(values) // 8 * 8
-    eights = np.flatnonzero(odd[:whole].view("<u8"))
-    if len(eights) > len(values) >> 6:
+    eights = np.flatnonzero(other[:whole].view("<u8"))
+    if len(eights) > n >> 6:
         # zeros, as after a ReLU
-        others = bits != 0
-        np.multiply(out, others, out=out)
-        np.logical_and(odd, others, out=odd)
-        eights = np.flatnonzero(odd[:whole].view("<u8"))
-    again = values[:whole].reshape(-1, 8)[eights].astype("<f2")
+        np.not_equal(values.view("<u4"), _U4[0], middle)
+        np.multiply(out, middle, out=out)
+        np.logical_and(other, middle, other)
+        eights = np.flatnonzero(other[:whole].view("<u8"))
+    again, rest = values[:whole].reshape(-1, 8)[eights].astype("<f2"), values[whole:].astype("<f2")
     out[:whole].reshape(-1, 8)[eights] = again.view("<u2")
-    rest = values[whole:].astype("<f2")
     out[whole:] = rest.view("<u2")
     return not (not_finite(again, "float16").any() or not_finite(rest, "float16").any())
 
 
-def _to_bfloat16(
-    values: NDArray[Any], out: NDArray[Any], one: NDArray[Any], two: NDArray[Any], nan: NDArray[np.bool_]
-) -> bool:
+def _to_bfloat16(values: NDArray[Any], out: NDArray[Any], room: _Room) -> bool:
     """The same for bfloat16."""
-    bits = values.view("<u4")
-    np.right_shift(bits, np.uint32(16), out=one)
-    np.bitwise_and(one, np.uint32(1), out=one)
-    np.add(one, bits, out=one)
-    np.add(one, np.uint32(0x7FFF), out=one)
-    np.right_shift(one, np.uint32(16), out=one)
+    n, bits = len(values), values.view("<u4")
+    (one, two), nan = room.wide[:, :n], room.masks[0, :n]
+    # half of what falls away, less one in the last place where the digit kept is even
+    np.right_shift(bits, _U4[16], one)
+    np.bitwise_and(one, _U4[1], one)
+    np.add(one, bits, one)
+    np.add(one, _U4[0x7FFF], one)
+    np.right_shift(one, _U4[16], one)
     np.copyto(out, one, casting="unsafe")
     # rounding up must not turn a NaN into something finite
-    np.bitwise_and(bits, np.uint32(0x7FFFFFFF), out=two)
-    np.greater(two, np.uint32(0x7F800000), out=nan)
+    np.bitwise_and(bits, _U4[0x7FFFFFFF], two)
+    np.greater(two, _U4[0x7F800000], nan)
     if nan.any():
         out[nan] = 0x7FC0
     return not not_finite(out, "bfloat16").any()
+
+
+# as arrays: to make sense of an integer takes numpy longer than to add a thousand values
+_U2 = {value: np.array(value, "<u2") for value in (0, 8, 13, 0x0400, 0x0F00, 0x1FFF, 0x7FFF, 0x8000)}
+_U4 = {value: np.array(value, "<u4") for value in (0, 1, 16, 0x7FFF, 0x7F800000, 0x7FFFFFFF)}
+# to add half of the last digit kept and take the smallest exponent away, which wraps around
+_HALF_LESS_SMALLEST = np.array((1 << 32) + 0x1000 - _SMALLEST, "<u4")

@@ -125,7 +125,15 @@ class RunMirror:
     @contextlib.contextmanager
     def _held(self) -> Iterator[Index]:
         """What is known of both sides, for one process of this machine at a time: they share the copy."""
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                "the copy of a run in object storage cannot be kept here",
+                file=self.folder.parent,
+                found=str(error),
+                fix="name a folder that can be written to by the environment variable GIMP_RAY_CACHE",
+            ) from None
         file = self.folder.with_name(f"{self.folder.name}.index")
         with self.folder.with_name(f"{self.folder.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -298,3 +298,13 @@ def test_a_missing_bucket_and_a_wrong_key_are_named(s3_env, bucket: str, monkeyp
     with pytest.raises(StorageError, match="cannot be listed") as refused:
         RunFolder(f"{bucket}/runs/a").pull()
     assert "credentials" in str(refused.value.fix)
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    there: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("GIMP_RAY_CACHE", str(tmp_path / "file"))
+    with pytest.raises(InputError, match="cannot be kept here") as refusal:
+        RunFolder(URI).pull()
+    assert "GIMP_RAY_CACHE" in str(refusal.value.fix)

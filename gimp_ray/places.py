@@ -12,6 +12,8 @@ import functools
 import os
 import posixpath
 import re
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -42,6 +44,8 @@ _ADVICE = tuple(
         ),
     )
 )
+
+_making_client = threading.Lock()
 
 _ARROW_SCHEMES = ("file", "gs", "gcs", "hdfs", "viewfs", "mock")
 
@@ -228,13 +232,33 @@ def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
     if endpoint:
         scheme, _, host = endpoint.partition("://")
         options |= {"endpoint_override": host, "scheme": scheme}
-    filesystem = pafs.S3FileSystem(
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        connect_timeout=CONNECT_TIMEOUT_S,
-        request_timeout=REQUEST_TIMEOUT_S,
-        **options,
-    )
+    with _no_checksums_of_parts():
+        filesystem = pafs.S3FileSystem(
+            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+            connect_timeout=CONNECT_TIMEOUT_S,
+            request_timeout=REQUEST_TIMEOUT_S,
+            **options,
+        )
     return filesystem, parts.netloc + parts.path
+
+
+@contextlib.contextmanager
+def _no_checksums_of_parts() -> Iterator[None]:
+    """Make the S3 client of the block without the checksums it would compute of whatever it is given.
+
+    They take half its time, and a checksum of the object says nothing about a range of it. What the user says in the
+    environment stays.
+    """
+    name = "AWS_RESPONSE_CHECKSUM_VALIDATION"
+    with _making_client:
+        if name in os.environ:
+            yield
+            return
+        os.environ[name] = "when_required"  # read when the client is made, and by nothing else before it is gone
+        try:
+            yield
+        finally:
+            del os.environ[name]
 
 
 def _s3_server(uri: str) -> tuple[str | None, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -161,7 +160,7 @@ def memory(folder: Path, scale: Scale) -> dict[str, Any]:
 
 
 def _measure_memory(folder: Path, out: Path) -> dict[str, float]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _most_resident()
     ingest_cohort(
         patches=folder / "patches",
         genes=None,
@@ -169,8 +168,13 @@ def _measure_memory(folder: Path, out: Path) -> dict[str, float]:
         out=out,
         options=IngestOptions(workers=1, progress=False),
     )
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"peak_mb": most / 1000, "before_mb": before / 1000}
+    return {"peak_mb": _most_resident(), "before_mb": before}
+
+
+def _most_resident() -> float:
+    """Megabytes; not ru_maxrss, which a new process has from the one that started it."""
+    with open("/proc/self/status", encoding="ascii") as stream:  # noqa: PTH123
+        return next(int(line.split()[1]) * 1.024e-3 for line in stream if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

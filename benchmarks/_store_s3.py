@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pyarrow.compute as pc
 from _store_files import Scale, make_store
 from _store_timing import alternate, environment, ratios, spread
 
@@ -44,21 +45,23 @@ def measure(cohort: Path, folder: Path, scale: Scale) -> dict[str, Any] | None:
 def _rates(place: str, endpoint: str, scale: Scale) -> list[dict[str, Any]]:
     """The same windows by the store and the same ranges of bytes by plain clients, in turns."""
     store = CohortStore.open(place)
-    windows = _windows(scale, scale.s3_windows)
     filesystem, root = places.resolve(place)
     part = store.slides["file"][0].as_py()
-    assert len(set(store.slides["file"].to_pylist())) == 1, "the ranges below are of one part file"
+    slides = store.slides.filter(pc.field("file") == part)["slide_id"].to_pylist()
+    windows = _windows(slides, scale, scale.s3_windows)
     source = filesystem.open_input_file(f"{root}/{part}")
-    ranges = [_range(store, slide, start, scale) for slide, start in windows]
+    size = scale.length * scale.dim * 2
+    # about where the windows lie: the footer would tell exactly
+    ranges = [((slides.index(s) * scale.patches + start) * scale.dim * 2, size) for s, start in windows]
     plain = _Plain(_signed(endpoint, f"{root}/{part}"))
 
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
 
-        def all_at_once(
-            read: Callable[[tuple[Any, ...]], object], jobs: list[tuple[Any, ...]]
-        ) -> Callable[[int], None]:
+        def all_at_once(read: Callable[[tuple[Any, ...]], Sized], jobs: list[tuple[Any, ...]]) -> Callable[[int], None]:
             def run(_: int) -> None:
-                list(threads.map(read, jobs))
+                # what was read is dropped at once, as a step that is done with it does
+                for _ in threads.map(lambda job: len(read(job)), jobs):
+                    pass
 
             return run
 
@@ -90,7 +93,7 @@ def _bytes(place: str, proxy: Any, scale: Scale) -> list[dict[str, Any]]:
         proxy.forget()
         store.read_window("S0", 0, 1)
         footer, one = proxy.bytes_read("part-"), [0, 0]
-        for slide, start in _windows(scale, 8):
+        for slide, start in _windows([f"S{i}" for i in range(scale.slides)], scale, 8):
             proxy.forget()
             store.read_window(slide, start, length)
             one = [one[0] + proxy.count("GET"), one[1] + proxy.bytes_read()]
@@ -106,17 +109,10 @@ def _bytes(place: str, proxy: Any, scale: Scale) -> list[dict[str, Any]]:
     return rows
 
 
-def _windows(scale: Scale, count: int) -> list[tuple[str, int]]:
+def _windows(slides: list[str], scale: Scale, count: int) -> list[tuple[str, int]]:
     generator = np.random.default_rng(2)
     starts = generator.integers(0, scale.patches - scale.length + 1, count)
-    return [(f"S{i % scale.slides}", int(start)) for i, start in enumerate(starts)]
-
-
-def _range(store: CohortStore, slide: str, start: int, scale: Scale) -> tuple[int, int]:
-    """(place, bytes) as many as a window has, about where it lies; the footer tells the store the exact place."""
-    row = store.slides["slide_id"].to_pylist().index(slide)
-    before = sum(store.slides["n_patches"].to_pylist()[:row])
-    return (before + start) * scale.dim * 2, scale.length * scale.dim * 2
+    return [(slides[i % len(slides)], int(start)) for i, start in enumerate(starts)]
 
 
 def _signed(endpoint: str, path: str) -> str:

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-short test test-fast test-ray lint clean help
+.PHONY: install demo demo-short test test-fast test-slow test-ray lint clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
@@ -23,13 +23,17 @@ demo: install    ## small cohort, local Ray, genes -> pre-training -> fine-tunin
 demo-short: install
 	$(BIN)/gimp demo --out demo-short --short
 
-test: install    ## lint, then the fast tests (no Ray), then the tests on a local Ray cluster
+test: install    ## lint, then the fast tests, those with real servers and kills, and those on a local Ray cluster
 	$(MAKE) lint
 	$(MAKE) test-fast
+	$(MAKE) test-slow
 	$(MAKE) test-ray
 
 test-fast: install
-	$(BIN)/python -m pytest -m 'not ray' --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest -m 'not ray and not slow' --numprocesses 2 --dist loadscope
+
+test-slow: install
+	$(BIN)/python -m pytest -m 'slow and not ray' --numprocesses 2 --dist loadscope
 
 test-ray: install
 	$(BIN)/python -m pytest -m ray

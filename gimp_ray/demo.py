@@ -12,6 +12,7 @@ from gimp_ray import pipeline
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config_files import load_config
+from gimp_ray.errors import ConfigError
 from gimp_ray.run_folder import RunFolder
 
 COHORT = SynthOptions(
@@ -47,6 +48,10 @@ def run_demo(
         file: YAML with config keys to change.
         overrides: dotted config keys to change.
     """
+    if "://" in str(out) or str(out).startswith("s3:"):
+        raise ConfigError(
+            "the demo is made on a disk", expected="a local folder", found=str(out), fix="give --out a local folder"
+        )
     cohort = SHORT_COHORT if short else COHORT
     sources, store = out / "cohort", out / "store"
     if not sources.exists():

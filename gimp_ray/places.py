@@ -162,9 +162,10 @@ def create(place: str, data: bytes) -> bool:
                 os.unlink(place)  # noqa: PTH108
             raise
         return True
-    if place.startswith("s3://"):
-        return _create_s3(place, data)
     filesystem, path = resolve(place)
+    if place.startswith("s3://"):
+        # the answer to a PUT that was done may be lost, and its repetition is then refused: what is there tells
+        return _create_s3(place, data) or read_bytes(filesystem, path) == data
     if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
         return False
     write_bytes(filesystem, path, data)

@@ -29,6 +29,24 @@ TINY: dict[str, Any] = {
 }
 
 
+# the second tier (`make test-slow`): real servers, killed processes, hundreds of inputs
+SLOW = (
+    "object_storage",
+    "bad_inputs",
+    "cohort/test_merge.py",
+    "cohort/test_million.py",
+    "cohort/test_synth_difficulty.py",
+    "engine/test_resume.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).as_posix().startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def cohort_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic cohort as other tools' files: 20 cases, some with two slides, 40 to 160 patches of width 24, 100

@@ -7,7 +7,6 @@ A case's bag is all its slides one after another. The gene encoder stays frozen 
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays, each_bag, read_bags
 from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
+from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
 from gimp_ray.tasks.image_side import load_model, make_aggregator, model_card
@@ -37,9 +37,9 @@ class Finetuning(PlannedTask):
     def preflight(self) -> None:
         init, given = self.config.finetune.init, self.config.genes.checkpoint
         if init not in ("pretrain", "scratch"):
-            self.refuse_leak(read_card(Path(init)), init)
+            self.refuse_leak(read_card(local_file(init)), init)
         elif init == "scratch" and given and self.config.genes.encoder != "none":
-            self.refuse_leak(read_card(Path(given)), given)
+            self.refuse_leak(read_card(local_file(given)), given)
 
     @property
     def batching(self) -> Batching:
@@ -138,6 +138,6 @@ class Finetuning(PlannedTask):
         self.preflight()
         init = self.config.finetune.init
         if init != "scratch":
-            saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else Path(init), self.store)
+            saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else local_file(init), self.store)
             return saved.aggregator(), saved.side
         return None, trained_gene_side(self.config.genes, self.run, self.store)

@@ -23,6 +23,7 @@ from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.models import SNN, GeneEncoder, GeneInput, GroupMSA, fit_fragments, freeze
 from gimp_ray.run_folder import RunFolder
+from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_layout import arranged, layout_of_sets
 from gimp_ray.tasks.planned import in_chunks
@@ -119,7 +120,7 @@ def trained_gene_side(genes: GenesConfig, run: RunFolder, store: CohortStore) ->
     """The gene encoder the config names, else the run's own; None where there is no gene side."""
     if genes.encoder == "none" or not store.num_genes:
         return None
-    return load_gene_side(Path(genes.checkpoint) if genes.checkpoint else run.model_file("genes"), store)
+    return load_gene_side(local_file(genes.checkpoint) if genes.checkpoint else run.model_file("genes"), store)
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
 from gimp_ray.feed.windows import Arrays, read_masks, read_windows
 from gimp_ray.models import GiMP, freeze
 from gimp_ray.objectives import TripletResult, masked_patch_loss, triplet_loss
+from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
 from gimp_ray.tasks.image_side import make_aggregator, model_card
@@ -76,7 +76,7 @@ class GimpPretraining(PlannedTask):
 
     def preflight(self) -> None:
         if self.config.genes.checkpoint and self.config.genes.encoder != "none":
-            self.refuse_leak(read_card(Path(self.config.genes.checkpoint)), self.config.genes.checkpoint)
+            self.refuse_leak(read_card(local_file(self.config.genes.checkpoint)), self.config.genes.checkpoint)
 
     def read(self, row: Row) -> Arrays:
         window = self.config.window.length

@@ -1,4 +1,4 @@
-"""What to expect of pre-training on more GPUs and more slides: `python -m benchmarks.scaling`.
+"""What to expect of pre-training on more GPUs and more slides: `python benchmarks/scaling.py`.
 
 Pure functions of a few constants, and the tables of docs/scaling.md (`--docs` writes them there). Every constant says
 where it comes from: measured, published by a vendor, read off the code, assumed, or an estimate. Nothing here is a
@@ -402,7 +402,7 @@ def main() -> None:
     for name, text in sections().items():
         print(f"\n## {name}\n\n{text}")
         if options.docs:
-            from benchmarks._tables import replace_section
+            from _tables import replace_section
 
             replace_section(DOCS, name, text)
 

@@ -26,7 +26,7 @@ kinds = st.sampled_from([scaling.RTX_3090, scaling.H200])
 
 @pytest.mark.parametrize("name", scaling.sections())
 def test_the_tables_of_the_page_are_the_codes(name: str) -> None:
-    """After a change: `python -m benchmarks.scaling --docs`."""
+    """After a change: `python benchmarks/scaling.py --docs`."""
     found = re.findall(rf"<!-- begin {name} -->\n(.*?)\n<!-- end {name} -->", PAGE, flags=re.DOTALL)
     assert found == [scaling.sections()[name]]
 

@@ -99,6 +99,13 @@ CONSTANTS = {
         18, "s", "start of a worker group, fastest", "measured", "one or two workers on 2 busy cores"
     ),
     "start_high": Constant(42, "s", "start of a worker group, slowest", "measured", "the same"),
+    "s3_stream": Constant(
+        0.085,
+        "GB/s",
+        "what one request to S3 brings",
+        "published",
+        "Amazon's advice for S3 (85 to 90 MB/s); not measured",
+    ),
     "s3_gets": Constant(
         5_500, "requests/s", "GETs that S3 answers below one prefix", "published", "Amazon's documentation"
     ),
@@ -130,10 +137,12 @@ class Storage:
     Attributes:
         name: for people.
         node_gb_s: GB/s that a node gets from it, shared by the node's workers; None where it is the node's own memory.
+        stream_gb_s: GB/s that one request brings; None where one is as good as many.
     """
 
     name: str
     node_gb_s: float | None = None
+    stream_gb_s: float | None = None
 
 
 RTX_3090 = Gpu("RTX 3090", constant("gpu_3090"))
@@ -141,7 +150,8 @@ H200 = Gpu("H200", constant("gpu_h200"))
 PAGE_CACHE = Storage("page cache")
 LINK_25 = Storage("25 Gbit/s", 25 / 8)
 LINK_100 = Storage("100 Gbit/s", 100 / 8)
-STORAGES = (PAGE_CACHE, LINK_100, LINK_25)
+S3 = Storage("S3, 2 threads", 100 / 8, constant("s3_stream"))
+STORAGES = (PAGE_CACHE, LINK_100, LINK_25, S3)
 
 
 def store_gb(slides: int, patches: float = constant("patches"), dim: float = constant("dim"), width: int = 2) -> float:
@@ -164,11 +174,16 @@ def steps_an_epoch(slides: int, workers: int, cases: float = constant("cases")) 
     return math.ceil(slides / (workers * cases))
 
 
-def feed_s(storage: Storage, workers_on_node: int) -> float:
-    """Seconds between two windows of a worker that reads with 2 threads, all the node's workers at once."""
-    rate = constant("read_2")
+def feed_s(storage: Storage, workers_on_node: int, threads: int = 2) -> float:
+    """Seconds between two windows of a worker, all the node's workers reading at once.
+
+    A window is one request, and threads share the windows of one mini-batch: more of them than its windows wait.
+    """
+    rate = constant("read_2") if threads > 1 else constant("read_1")
     if storage.node_gb_s is not None:
         rate = min(rate, storage.node_gb_s / workers_on_node)
+    if storage.stream_gb_s is not None:
+        rate = min(rate, storage.stream_gb_s * min(threads, constant("cases")))
     return window_gb() / rate
 
 
@@ -357,7 +372,7 @@ def node_table() -> str:
 
 def zstd_table() -> str:
     rows = []
-    for storage in STORAGES:
+    for storage in (PAGE_CACHE, LINK_100, LINK_25):
         for workers in (1, GPUS_A_NODE):
             plain, packed = feed_s(storage, workers), zstd_feed_s(storage, workers)
             better = "zstd" if packed < plain else "none"
@@ -365,6 +380,17 @@ def zstd_table() -> str:
                 [storage.name, str(workers), f"{_figure(plain * 1e3)} ms", f"{_figure(packed * 1e3)} ms", better]
             )
     return _table(["storage of a node", "workers on it", "none", "zstd", "faster"], rows)
+
+
+def threads_table() -> str:
+    """What threads do for a worker that reads from S3, in a node behind 100 Gbit/s."""
+    rows = []
+    for threads in (1, 2, 4, 8, 16):
+        seconds = feed_s(S3, GPUS_A_NODE, threads)
+        busy = [min(1.0, gpu.window_s / seconds) for gpu in (RTX_3090, H200)]
+        gbit_s = GPUS_A_NODE * window_gb() * 8 / seconds
+        rows.append([str(threads), f"{seconds * 1e3:.0f} ms", _figure(gbit_s), *(f"{share:.0%}" for share in busy)])
+    return _table(["`feed.threads`", "a window", "Gbit/s of 8 workers", "RTX 3090 busy", "H200 busy"], rows)
 
 
 def fixed_table() -> str:
@@ -390,6 +416,7 @@ def sections() -> dict[str, str]:
         "scaling-epoch-3090": epoch_table(RTX_3090),
         "scaling-epoch-h200": epoch_table(H200),
         "scaling-node": node_table(),
+        "scaling-s3": threads_table(),
         "scaling-zstd": zstd_table(),
         "scaling-fixed": fixed_table(),
     }

@@ -206,7 +206,9 @@ def test_workers_are_as_many_as_gpus_and_leave_cpus_for_ray_data(name: str) -> N
     assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]
     assert config.train.workers == group["replicas"] * gpus
     assert cpus - gpus * config.train.cpus_per_worker >= 1
-    assert config.feed.threads <= config.train.cpus_per_worker
+    if name.endswith("s3.yaml"):
+        # one request a window: as many at once as a mini-batch has (docs/scaling.md)
+        assert config.feed.threads == config.batch.classes * config.batch.cases_per_class
 
 
 @every_job

@@ -126,6 +126,8 @@ def test_the_words_follow_from_the_figures() -> None:
     assert f"{4 * 148_569 * 1024 * 2 / 1e9:.1f} GB" in words
     assert scaling.gradient_gb(64) / 2 == pytest.approx(scaling.window_gb(), rel=0.02)
     assert scaling.gradient_gb(64) / scaling.LINK_25.node_gb_s * 1e3 == pytest.approx(8, abs=0.2)  # type: ignore[operator]
+    assert f"about {1 / scaling.feed_s(scaling.S3, 8):.0f} windows a second" in words
+    assert scaling.feed_s(scaling.S3, 8, threads=8) == scaling.feed_s(scaling.S3, 8, threads=16)
     gets = scaling.constant("s3_gets")
     assert scaling.requests_s(64, scaling.LINK_25) < gets < scaling.requests_s(64, scaling.LINK_100)
     low, high = scaling.checkpoint_s()

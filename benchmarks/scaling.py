@@ -44,18 +44,13 @@ CONSTANTS = {
     "rows_a_task": Constant(
         16, "mini-batches", "rows of a task of Ray Data that reads windows", "code", "`gimp_ray/feed/batches.py`"
     ),
-    "read_1": Constant(2.294, "GB/s", "a worker's reading, 1 thread", "measured", f"windows of 12.6 MB, {TWO_CORES}"),
-    "read_2": Constant(
-        4.718, "GB/s", "a worker's reading, 2 threads (`feed.threads`)", "measured", f"the same; {TWO_CORES}"
-    ),
-    "read_cpu": Constant(0.35, "CPU-s/GB", "CPU of that reading", "measured", TWO_CORES),
-    "carried": Constant(
-        0.687, "GB/s", "windows carried by Ray Data, the best of 0.336 to 0.687", "measured", TWO_CORES
+    "read_ms": Constant(
+        2.0, "ms/window", "reading a window of 6,000 x 1,024, 1 thread", "measured", f"docs/performance.md; {TWO_CORES}"
     ),
     "carried_cpu_low": Constant(2.2, "CPU-s/GB", "CPU of carrying them, lowest", "measured", TWO_CORES),
     "carried_cpu_high": Constant(4.6, "CPU-s/GB", "CPU of carrying them, highest", "measured", TWO_CORES),
     "zstd_ms": Constant(
-        25, "ms/window", "reading a window of 6,000 x 1,024 from a zstd store, 1 thread", "measured", TWO_CORES
+        23.2, "ms/window", "the same from a zstd store, 1 thread", "measured", f"docs/performance.md; {TWO_CORES}"
     ),
     "zstd_saves": Constant(
         0.41,
@@ -174,12 +169,19 @@ def steps_an_epoch(slides: int, workers: int, cases: float = constant("cases")) 
     return math.ceil(slides / (workers * cases))
 
 
+def memory_gb_s() -> float:
+    """GB/s of a worker that reads what is in the page cache, with one thread."""
+    return window_gb() * 1000 / constant("read_ms")
+
+
 def feed_s(storage: Storage, workers_on_node: int, threads: int = 2) -> float:
     """Seconds between two windows of a worker, all the node's workers reading at once.
 
+    Threads are not taken to read memory faster than one does: several on one memory bus were not measured.
+
     A window is one request, and threads share the windows of one mini-batch: more of them than its windows wait.
     """
-    rate = constant("read_2") if threads > 1 else constant("read_1")
+    rate = memory_gb_s()
     if storage.node_gb_s is not None:
         rate = min(rate, storage.node_gb_s / workers_on_node)
     if storage.stream_gb_s is not None:
@@ -321,7 +323,7 @@ def demand_table() -> str:
                     str(gpus),
                     _figure(windows),
                     _figure(gb_s),
-                    _figure(gb_s * constant("read_cpu")),
+                    _figure(gb_s / memory_gb_s()),
                     f"{_figure(carried[0])} to {_figure(carried[1])}",
                 ]
             )

@@ -41,8 +41,7 @@ def test_constants_of_the_code_are_those_of_the_code() -> None:
     assert scaling.constant("cases") == config.batch.classes * config.batch.cases_per_class
     assert scaling.constant("ahead") == config.feed.ahead
     assert scaling.constant("rows_a_task") == batches.ROWS_A_TASK
-    # the constant for two threads is used
-    assert config.feed.threads == 2
+    assert f"default {config.feed.threads} threads" in PAGE
 
 
 def test_the_parameters_are_counted() -> None:
@@ -60,6 +59,15 @@ def test_the_parameters_are_counted() -> None:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert trained == scaling.constant("trained")
     assert sum(parameter.numel() for parameter in genes.parameters()) == scaling.constant("frozen")
+
+
+def test_constants_of_the_performance_page_are_those_of_the_page() -> None:
+    """After the store's benchmark has run again: correct `read_ms` and `zstd_ms`, or say why not."""
+    page = (scaling.DOCS.parent / "performance.md").read_text(encoding="utf-8")
+    store = re.findall(r"^\| this store \| ([\d.]+) \(", page, flags=re.MULTILINE)[0]
+    packed = re.findall(r"^\| float16 \| zstd \| [\d.]+ \| ([\d.]+) \(", page, flags=re.MULTILINE)[0]
+    assert scaling.constant("read_ms") == pytest.approx(float(store), rel=0.5)
+    assert scaling.constant("zstd_ms") == pytest.approx(float(packed), rel=0.5)
 
 
 def test_every_constant_says_where_it_comes_from() -> None:
@@ -126,6 +134,9 @@ def test_the_words_follow_from_the_figures() -> None:
     assert f"{4 * 148_569 * 1024 * 2 / 1e9:.1f} GB" in words
     assert scaling.gradient_gb(64) / 2 == pytest.approx(scaling.window_gb(), rel=0.02)
     assert scaling.gradient_gb(64) / scaling.LINK_25.node_gb_s * 1e3 == pytest.approx(8, abs=0.2)  # type: ignore[operator]
+    assert f"({scaling.memory_gb_s():.0f} GB/s)" in words
+    # what was measured over a loopback does not contradict what is taken for S3
+    assert 8 * scaling.constant("s3_stream") / scaling.window_gb() == pytest.approx(53, rel=0.1)
     assert f"about {1 / scaling.feed_s(scaling.S3, 8):.0f} windows a second" in words
     assert scaling.feed_s(scaling.S3, 8, threads=8) == scaling.feed_s(scaling.S3, 8, threads=16)
     gets = scaling.constant("s3_gets")

@@ -111,7 +111,7 @@ class Allocation:
 
 def _sleeping(folder: Path) -> Allocation:
     """An allocation whose job goes on until it is stopped."""
-    return Allocation(folder, f'touch "{folder}/running"; echo $$ > "{folder}/pid"; exec sleep 60')
+    return Allocation(folder, f'echo $$ > "{folder}/pid"; touch "{folder}/running"; exec sleep 60')
 
 
 def _gone(folder: Path) -> bool:

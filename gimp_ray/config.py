@@ -48,6 +48,9 @@ class TrainConfig(Section):
     threads: int = Field(0, ge=0, description="torch threads of a worker; 0: the host's cores shared among its workers")
     max_failures: int = Field(3, ge=-1, description="automatic restarts from the last checkpoint after a failure")
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of the metrics log")
+    skip_bad_batches: int = Field(
+        0, ge=0, description="optimiser steps a stage may skip because a loss or gradient is not finite; 0: it stops"
+    )
     stop_after: int | None = Field(
         None, ge=1, description="stop this stage cleanly after this epoch; the same command without it continues"
     )
@@ -128,6 +131,9 @@ class ModelConfig(Section):
     residual_kernel: int = Field(33, ge=0, description="depthwise convolution over the values: odd, or 0 for none")
     layers: int = Field(2, ge=1, description="Nystrom attention layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="after each attention layer")
+    activation_checkpointing: bool = Field(
+        False, description="compute attention layers again in the backward pass: same result, less memory for a long L"
+    )
 
 
 class GenesConfig(Section):
@@ -188,6 +194,9 @@ class CheckpointConfig(Section):
 
     every_steps: int | None = Field(None, ge=1, description="optimiser steps between checkpoints, besides one an epoch")
     every_epochs: int = Field(1, ge=1, description="epochs between checkpoints")
+    every_minutes: float | None = Field(
+        None, gt=0, description="minutes between checkpoints, besides those by steps and epochs"
+    )
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
 
 

@@ -8,6 +8,7 @@ Shape suffixes: B batch, L patches, M masked patches, E patch embedding width, D
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gimp_ray.models.nystrom import NystromAttention
 
@@ -22,6 +23,8 @@ class PatchAggregator(nn.Module):
         dim: D, hidden width.
         heads, dim_head, num_landmarks, pinv_iterations, residual_kernel, dropout: see `NystromAttention`.
         layers: number of attention layers.
+        activation_checkpointing: keep only the input of each attention layer for the backward pass, and compute the
+            rest again there, under the same random numbers: the same bits, less memory, more time.
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class PatchAggregator(nn.Module):
         residual_kernel: int = 33,
         layers: int = 2,
         dropout: float = 0.0,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.in_dim, self.dim = in_dim, dim
+        self.activation_checkpointing = activation_checkpointing
         self.project = nn.Linear(in_dim, dim)
         self.cls_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
@@ -86,5 +91,17 @@ class PatchAggregator(nn.Module):
         x_BND = torch.cat([self.cls_token.to(x_BLD.dtype).expand(B, 1, -1), x_BLD], dim=1)
         mask_BN = None if valid is None else torch.cat([valid.new_ones(B, 1), valid], dim=1)
         for norm, attention in zip(self.norms, self.attentions, strict=True):
-            x_BND = x_BND + attention(norm(x_BND), mask_BN)
+            x_BND = x_BND + self._attend(norm, attention, x_BND, mask_BN)
         return self.cls_norm(x_BND[:, 0]), x_BND[:, 1:]
+
+    def _attend(self, norm: nn.Module, attention: nn.Module, x_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
+        """One layer without its residual; its activations are kept, or made again in the backward pass."""
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return attention(norm(x_BND), mask_BN)
+
+        def layer(x_BND: Tensor) -> Tensor:
+            return attention(norm(x_BND), mask_BN)
+
+        # the state of the random numbers is kept and put back for the second pass (preserve_rng_state)
+        out_BND: Tensor = checkpoint(layer, x_BND, use_reentrant=False)
+        return out_BND

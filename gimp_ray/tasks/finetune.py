@@ -61,6 +61,8 @@ class Finetuning(PlannedTask):
                 self.validation_cls_ge = encode_cases(self.side, self.store, self.validation.case_ids.tolist(), device)
         torch.manual_seed(self.seed)
         aggregator = aggregator or self._fresh_aggregator()
+        # of this run, whatever the pre-training of the weights did
+        aggregator.activation_checkpointing = self.config.model.activation_checkpointing
         encoder = None if self.side is None else self.side.encoder
         model = GiMPClassifier(
             aggregator,

@@ -30,6 +30,7 @@ def make_aggregator(patch_dim: int, model: ModelConfig) -> PatchAggregator:
         residual_kernel=model.residual_kernel,
         layers=model.layers,
         dropout=model.dropout,
+        activation_checkpointing=model.activation_checkpointing,
     )
 
 

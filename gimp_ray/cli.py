@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from gimp_ray import __version__
 from gimp_ray.cli_ingest import check, ingest
 from gimp_ray.cli_options import ANY_KEYS, options_of, overrides_of, plain_values
+from gimp_ray.cli_status import status
 from gimp_ray.cli_store import info, store_group
 from gimp_ray.config import StageTrainConfig
 from gimp_ray.config_files import describe_keys, load_config, read_yaml
@@ -290,6 +291,7 @@ def _for_stage(key: str, stage: str) -> str:
 main.add_command(ingest)
 main.add_command(check)
 main.add_command(info)
+main.add_command(status)
 main.add_command(store_group)
 
 if __name__ == "__main__":

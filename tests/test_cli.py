@@ -23,6 +23,7 @@ VERBS = [
     "ingest",
     "check",
     "info",
+    "status",
     "synth",
     "pretrain-genes",
     "pretrain",

@@ -1,0 +1,186 @@
+"""What `gimp status` says of a run folder: in progress, ended, killed, empty, in object storage, and none at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from gimp_ray.cli_status import status as status_command
+from gimp_ray.config import Config
+from gimp_ray.errors import InputError
+from gimp_ray.pipeline import pretrain
+from gimp_ray.run_folder import RunFolder
+from gimp_ray.status import duration, format_status, run_status
+from tests.conftest import changed
+
+NOW = 1.8e9
+
+
+def attempt(status: str = "running", **values: Any) -> dict[str, Any]:
+    return {
+        "started": "2026-11-22T08:00:00+0000",
+        "host": "node-1",
+        "command": "gimp run",
+        "stages": ["genes", "pretrain"],
+        "status": status,
+    } | values
+
+
+def line(step: int, kind: str = "step", **values: Any) -> dict[str, Any]:
+    return {
+        "time": NOW - 100 + step,
+        "stage": "pretrain",
+        "epoch": (step - 1) // 10,
+        "step": step,
+        "kind": kind,
+    } | values
+
+
+def a_run(folder: Path, attempts: list[dict[str, Any]], lines: list[dict[str, Any]], done: tuple[str, ...] = ()) -> str:
+    """A run folder as a run leaves it; all files are as old as their newest line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.json").write_text(json.dumps({"attempts": attempts}))
+    (folder / "config.yaml").write_text(yaml.safe_dump({"train": {"epochs": 4}, "genes": {"train": {"epochs": 3}}}))
+    for stage in done:
+        (folder / f"{stage}.safetensors").write_text("w")
+        (folder / f"{stage}.json").write_text("{}")
+    if lines:
+        (folder / "pretrain" / "checkpoints" / "step-00000020").mkdir(parents=True)
+        (folder / "pretrain" / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    for file in folder.rglob("*"):
+        os.utime(file, (NOW - 90, NOW - 90))
+    return str(folder)
+
+
+def test_a_run_in_progress_says_where_it_is(tmp_path: Path) -> None:
+    lines = [line(10, loss=1.5), line(10, "epoch", loss=1.6, seconds=9.0), line(14, loss=1.25, steps=40, eta=60.0)]
+    place = a_run(tmp_path / "a", [attempt()], lines, done=("genes",))
+    with (tmp_path / "a/pretrain/metrics.jsonl").open("a") as log:
+        log.write('{"time": 18000')  # a line being written
+    os.utime(tmp_path / "a/pretrain/metrics.jsonl", (NOW - 90, NOW - 90))
+    found = run_status(place, now=NOW)
+    assert (found.state, found.stage, found.failures, found.seconds_since_sign) == ("running", "pretrain", (), 86.0)
+    genes, stage = found.stages
+    assert (genes.name, genes.state, genes.epochs) == ("genes", "done", 3)
+    assert (stage.state, stage.epoch, stage.epochs, stage.step, stage.steps) == ("begun", 1, 4, 14, 40)
+    assert (stage.checkpoint, stage.last, stage.eta) == (20, {"loss": 1.25}, 60.0)
+    text = format_status(found, now=NOW - 86 + 20)
+    assert "epoch 1/4, step 14/40 (35%), about 40 s left, newest checkpoint step-00000020" in text
+    assert "step 14: loss 1.25" in text and "node-1: running" in text
+
+
+def test_a_killed_run_is_silent_and_an_earlier_one_ended_without_a_word(tmp_path: Path) -> None:
+    place = a_run(tmp_path / "a", [attempt(), attempt()], [line(1, loss=2.0)])
+    at_work = run_status(place, now=NOW)
+    assert at_work.state == "running"
+    assert at_work.failures == ("attempt 1: ended without a word: killed, or its machine failed",)
+    later = run_status(place, now=NOW + 3600)
+    assert later.state == "silent" and len(later.failures) == 2
+    assert "the same command goes on" in format_status(later)
+
+
+def test_lines_far_apart_are_no_silence(tmp_path: Path) -> None:
+    place = a_run(tmp_path / "a", [attempt()], [line(i, time=NOW - 4000 + 1000 * i) for i in range(1, 4)])
+    assert run_status(place, now=NOW + 1000).state == "running"
+    assert run_status(place, now=NOW + 5000).state == "silent"
+
+
+@pytest.mark.parametrize(
+    "noted, state, reason",
+    [
+        ("failed: InputError: a case has no slide", "failed", "attempt 1: InputError: a case has no slide"),
+        ("failed: KeyboardInterrupt: ", "interrupted", "attempt 1: KeyboardInterrupt"),
+        ("stopped", "stopped", None),
+        ("done", "done", None),
+    ],
+)
+def test_an_ended_run_says_how(tmp_path: Path, noted: str, state: str, reason: str | None) -> None:
+    place = a_run(tmp_path / "a", [attempt(noted, ended="2026-11-22T09:02:00+0000")], [line(1, loss=1.0)])
+    found = run_status(place, now=NOW + 1e6)
+    assert found.state == state and found.failures == ((reason,) if reason else ())
+    text = format_status(found)
+    assert (reason or state) in text and "after 1 h 2 min" in text
+
+
+def test_a_real_run_and_its_json(tiny: Config, tmp_path: Path) -> None:
+    config = changed(tiny, run=str(tmp_path / "run"))
+    pretrain(config)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")}
+    answer = CliRunner().invoke(status_command, [str(tmp_path / "run"), "--json"])
+    assert answer.exit_code == 0
+    tree = json.loads(answer.output)
+    assert tree["state"] == "done" and [stage["state"] for stage in tree["stages"]] == ["done", "done"]
+    last = tree["stages"][-1]
+    assert last["epoch"] == last["epochs"] == config.train.epochs and last["last"]["loss"] > 0
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before, "asking changes nothing"
+    assert "done" in CliRunner().invoke(status_command, [str(tmp_path / "run")]).output
+
+
+def test_an_empty_folder_and_one_that_only_has_a_config(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.x1").write_text("half")
+    assert run_status(str(tmp_path)).state == "empty"
+    answer = CliRunner().invoke(status_command, [str(tmp_path)])
+    assert answer.exit_code == 0 and "empty" in answer.output
+    (tmp_path / "config.yaml").write_text("traim: {epochs: 3}\n")
+    found = run_status(str(tmp_path))
+    assert (found.state, found.stage) == ("not begun", None) and "traim" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    "names, fix", [(["manifest.json"], "gimp info"), (["trials.json"], "one of its trials"), (["x.py"], "--run")]
+)
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, names: list[str], fix: str) -> None:
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match="no run folder") as refused:
+        run_status(str(tmp_path))
+    assert refused.value.found == ", ".join(names) and fix in (refused.value.fix or "")
+
+
+def test_what_is_not_there_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such run folder"):
+        run_status(str(tmp_path / "missing"))
+    (tmp_path / "run.json").write_text("[1, 2")
+    with pytest.raises(InputError, match="record cannot be read") as refused:
+        run_status(str(tmp_path))
+    assert str(refused.value.file).endswith("run.json")
+
+
+@pytest.fixture
+def there() -> Iterator[fsspec.AbstractFileSystem]:
+    """The storage of `memory://`, empty."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    yield filesystem
+    filesystem.store.clear()
+
+
+def test_a_run_in_object_storage_is_read_without_a_copy(
+    tmp_path: Path, there: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIMP_RAY_CACHE", str(tmp_path / "cache"))
+    there.put(a_run(tmp_path / "a", [attempt()], [line(3, loss=0.5)]), "/runs/a", recursive=True)
+    found = run_status("memory://runs/a", now=time.time())
+    assert (found.run, found.state, found.stages[-1].last) == ("memory://runs/a", "running", {"loss": 0.5})
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_attempt_that_has_only_begun(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a")
+    run.update(lambda record: record.update(attempts=[attempt()]))
+    found = run_status(str(tmp_path / "a"))
+    assert (found.state, found.stage) == ("running", "genes")
+    assert [stage.state for stage in found.stages] == ["waiting", "waiting"]
+
+
+def test_durations_are_in_two_units() -> None:
+    assert [duration(s) for s in (0.4, 75, 7500, 200000)] == ["0 s", "1 min 15 s", "2 h 5 min", "2 d 7 h"]

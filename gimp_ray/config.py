@@ -42,6 +42,7 @@ class TrainConfig(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
     accumulate: int = Field(1, ge=1, description="mini-batches of a worker per optimiser step")
     precision: Precision = Field("fp32", description="bf16: autocast; weights and optimiser stay in fp32")
+    compile: bool = Field(False, description="torch.compile the model: slow first steps, then faster ones")
     workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process without Ray")
     use_gpu: bool | None = Field(None, description="one GPU a worker; unset: where the cluster has one")
     cpus_per_worker: float = Field(1, gt=0, description="logical CPUs Ray reserves for each worker")
@@ -66,6 +67,7 @@ class StageTrainConfig(Section):
     clip_norm: float | None = Field(None, ge=0)
     accumulate: int | None = Field(None, ge=1)
     precision: Precision | None = None
+    compile: bool | None = None
     stop_after: int | None = Field(None, ge=1)
     log_every: int | None = Field(None, ge=1)
 
@@ -104,6 +106,9 @@ class TripletConfig(Section):
     margin: float = Field(0.8, ge=0, description="delta of Eq. 4")
     mining: Literal["batch_all", "batch_hard", "semi_hard"] = Field(
         "batch_all", description="which triplets of a mini-batch count"
+    )
+    scope: Literal["local", "global"] = Field(
+        "local", description="local: triplets inside each worker's mini-batch; global: over those of all workers"
     )
     average: Literal["active", "valid"] = Field("active", description="mean over triplets with a loss, or over all")
     normalize: bool = Field(True, description="L2-normalise CLS_pat before the distances")

@@ -28,6 +28,7 @@ from gimp_ray.engine.checkpoint import (
     remove_stale,
     save_checkpoint,
 )
+from gimp_ray.engine.compiling import compile_model
 from gimp_ray.engine.log import Meter, MetricsLog
 from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
 from gimp_ray.errors import GimpError
@@ -72,6 +73,8 @@ class _Stage:
         state = self.start.state or {}
         if self.start.path is not None:
             load_checkpoint(self.start.path, self.model, self.optimizer)
+        if self.settings.compile:
+            compile_model(self.model)
         self.wrapped = _distribute(self.model, world)
         self.since_log = Meter(state.get("since_log"))
         self.since_epoch = Meter(state.get("since_epoch"))

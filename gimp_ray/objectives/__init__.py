@@ -1,7 +1,8 @@
 """Losses as functions of tensors: masked patches and gene-induced triplets (GiMP, section 2.3), mixup for genes."""
 
+from gimp_ray.objectives.gather import gather_workers
 from gimp_ray.objectives.masked_patch import masked_patch_loss
 from gimp_ray.objectives.mixup import mixup
 from gimp_ray.objectives.triplet import TripletResult, triplet_loss
 
-__all__ = ["TripletResult", "masked_patch_loss", "mixup", "triplet_loss"]
+__all__ = ["TripletResult", "gather_workers", "masked_patch_loss", "mixup", "triplet_loss"]

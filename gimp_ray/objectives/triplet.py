@@ -1,6 +1,6 @@
 """Gene-induced triplet learning: Eq. 4 of GiMP (section 2.3) with three ways of choosing triplets in a mini-batch.
 
-Left out: gathering over workers. Triplets are taken inside the batch given, so with two workers each has its own.
+Left out: gathering over workers (`gather`). Triplets are taken inside the batch given, whoever made it.
 
 Shape suffixes: B batch, F width of the embedding; A anchors, P positives, N negatives are each the batch again.
 """

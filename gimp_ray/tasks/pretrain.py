@@ -2,8 +2,9 @@
 is used.
 
 The gene encoder is frozen, so CLS_ge of every training case is computed once. L_pre = w_rec L_rec + w_tri L_tri.
-Two workers with half the cases a class give the MPM loss of one worker with all of them; the triplet is mined
-inside each worker's mini-batch, so its value depends on how many cases a worker has.
+Two workers with half the cases a class give the MPM loss of one worker with all of them. Triplets are mined inside each
+worker's mini-batch, so their loss depends on how many cases a worker has; with `triplet.scope: global` they are mined
+over the mini-batches of all workers, and it does not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
 from gimp_ray.feed.windows import Arrays, read_masks, read_windows
 from gimp_ray.models import GiMP, freeze
-from gimp_ray.objectives import TripletResult, masked_patch_loss, triplet_loss
+from gimp_ray.objectives import TripletResult, gather_workers, masked_patch_loss, triplet_loss
 from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
@@ -119,6 +120,9 @@ class GimpPretraining(PlannedTask):
 
     def _triplets(self, cls_pat_BF: Tensor, batch: Tensors) -> TripletResult:
         triplet, labels_B, patients_B = self.config.triplet, batch["label"], batch["patient"]
+        if triplet.scope == "global":
+            # before cases of unknown label are left out: workers may have different numbers of them
+            cls_pat_BF, labels_B, patients_B = gather_workers(cls_pat_BF, labels_B, patients_B)
         if self.config.split.transductive:
             known = labels_B < len(self.store.classes)
             cls_pat_BF, labels_B, patients_B = cls_pat_BF[known], labels_B[known], patients_B[known]

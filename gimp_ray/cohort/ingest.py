@@ -111,7 +111,8 @@ def ingest_cohort(
                 return _publish(prepared, place, options, work, bar)
     except (OSError, pa.ArrowException) as error:
         _refuse_source(sources, error)
-        fix = "check free space and permissions there; nothing of this ingest was left behind"
+        fix = places.advice(places.resolve(place)[0], error) or "check free space and permissions there"
+        fix += "; nothing of this ingest was left behind"
         raise InputError("the store cannot be written", file=place, found=str(error), fix=fix) from error
 
 

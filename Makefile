@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-short test test-fast test-slow test-ray lint clean help
+.PHONY: install demo demo-short test test-fast test-slow test-ray test-faults lint clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
@@ -30,13 +30,16 @@ test: install    ## lint, then the fast tests, those with real servers and kills
 	$(MAKE) test-ray
 
 test-fast: install
-	$(BIN)/python -m pytest -m 'not ray and not slow' --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest -m 'not ray and not slow' --numprocesses 2 --dist loadscope --ignore tests/faults
 
 test-slow: install
-	$(BIN)/python -m pytest -m 'slow and not ray' --numprocesses 2 --dist loadscope
+	$(BIN)/python -m pytest -m 'slow and not ray' --numprocesses 2 --dist loadscope --ignore tests/faults
+
+test-faults: install  ## what a machine does to a run: SIGTERM, SIGKILL, a full disk, bad losses, two commands at once
+	$(BIN)/python -m pytest tests/faults
 
 test-ray: install
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m ray --ignore tests/faults
 
 lint: install
 	$(BIN)/ruff check .

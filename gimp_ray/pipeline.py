@@ -15,12 +15,13 @@ from typing import Any
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import build_config, differences, load_config, read_yaml, to_yaml, with_absolute_paths
+from gimp_ray.engine import stopping
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
 from gimp_ray.places import is_uri
-from gimp_ray.run_folder import STAGES, RunFolder, as_place, attempt, environment, write_json, write_text
+from gimp_ray.run_folder import STAGES, RunFolder, as_place, attempt, environment, unwritable, write_json, write_text
 from gimp_ray.tasks import CohortEmbedding, Finetuning, GenePretraining, GimpPretraining
 from gimp_ray.tasks.planned import open_store
 
@@ -83,7 +84,9 @@ def embed(config: Config, model: str | Path, out: str | Path, parts: list[str] |
     """
     config, model, out = with_absolute_paths(config), _absolute(model), _absolute(out)
     run = run_folder_of(config, default=out.rpartition("/")[0])
-    run_jobs([_embed_job(config, model, out, parts)], run, workers_of(config))
+    with stopping.listening():
+        if run_jobs([_embed_job(config, model, out, parts)], run, workers_of(config)) == "preempted":
+            raise stopping.Terminated
     return out if is_uri(out) else Path(out)
 
 
@@ -100,10 +103,21 @@ def load_run_config(run: str | Path, overrides: dict[str, Any], file: Path | Non
 
 
 def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:
-    """Do the stages of a run that are not done, and the evaluation where asked."""
+    """Do the stages of a run that are not done, and the evaluation where asked.
+
+    Raises:
+        Terminated: SIGTERM ended it; what was trained is saved.
+    """
     config = with_absolute_paths(config)
-    run = _looked_at(config)
+    run = run_folder_of(config)
     store = open_store(config)
+    with run.one_command(), unwritable(run.place), stopping.listening():
+        run.pull()
+        _do(config, run, store, stages, evaluated)
+    return run
+
+
+def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], evaluated: bool) -> None:
     _open_run(run, config, store)
     jobs = [
         Job(stage, TASKS[stage], {"config": config.model_dump(), "run": run.place})
@@ -127,10 +141,12 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
             run.pull()
             score_run(run, config, store)
             run.push()
+    if outcome == "preempted":
+        print("preempted: the run is saved, and the same command goes on", flush=True)
+        raise stopping.Terminated
     from gimp_ray.reports import write_report
 
     write_report(run.place)
-    return run
 
 
 def _check_early(jobs: list[Job], workers: int) -> None:
@@ -188,7 +204,7 @@ def workers_of(config: Config) -> Workers:
         ahead=feed.ahead,
         address=config.cluster.address,
         num_cpus=config.cluster.num_cpus,
-        saving=Saving(checkpoint.every_steps, checkpoint.every_epochs, checkpoint.keep),
+        saving=Saving(checkpoint.every_steps, checkpoint.every_epochs, checkpoint.keep, checkpoint.every_minutes),
     )
 
 
@@ -299,9 +315,13 @@ def _attempt(run: RunFolder, stages: list[str]) -> Iterator[dict[str, str]]:
         yield ended
     except BaseException as error:
         ended["status"] = f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        if isinstance(error, stopping.Terminated):
+            ended["status"] = "preempted"
         try:
             run.update(change)
-        except GimpError as second:  # the first is what the user must see
-            print(f"note: the failure could not be noted in the run's record: {second.what}", flush=True)
+        except (GimpError, OSError) as second:  # the first is what the user must see
+            print(
+                f"note: the failure could not be noted in the run's record: {str(second).splitlines()[0]}", flush=True
+            )
         raise
     run.update(change)

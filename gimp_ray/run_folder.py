@@ -11,6 +11,9 @@ anything.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import importlib.metadata
 import json
 import os
@@ -27,12 +30,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from gimp_ray.errors import InputError
+from gimp_ray import locks, places
+from gimp_ray.errors import GimpError, InputError
 from gimp_ray.places import is_uri
 
 if TYPE_CHECKING:
     from gimp_ray.run_mirror import RunMirror
 
+LOCK = ".run.lock"
 STAGES = ("genes", "pretrain", "finetune")
 LIBRARIES = (
     "gimp-ray",
@@ -124,6 +129,24 @@ class RunFolder:
         """A file of the folder as the user would name it."""
         return str(file) if self._mirror is None else f"{self.place}/{file.relative_to(self.path).as_posix()}"
 
+    @contextmanager
+    def one_command(self) -> Iterator[None]:
+        """Keep other commands away from the run while the block runs; who only reads needs no lock.
+
+        Raises:
+            InputError: another command is at work on it, or a lock cannot be written there.
+        """
+        remote = self._mirror is not None
+        place = f"{self.place}/{LOCK}" if remote else str(self.path / LOCK)
+        with contextlib.ExitStack() as stack:
+            with unwritable(self.place):
+                if not remote:
+                    stack.enter_context(locks.folder_made(self.path))
+                stack.enter_context(
+                    locks.held(place, functools.partial(_busy, self.place, place), functools.partial(_lock, self.place))
+                )
+            yield
+
     # What travels, for a run in object storage. Each raises a StorageError where the storage cannot be used.
 
     def pull(self) -> None:
@@ -175,6 +198,57 @@ class RunFolder:
     def _push(self, wanted: Callable[[str], bool]) -> None:
         if self._mirror is not None:
             self._mirror.push(wanted)
+
+
+def _busy(run: str, place: str, found: str) -> InputError:
+    return InputError(
+        "another command is at work on this run",
+        file=run,
+        expected="one command at a time",
+        found=found,
+        fix=f"wait until it is done, or give another run folder; if it is certainly dead, remove {place}",
+    )
+
+
+def _lock(run: str, place: str, text: bytes) -> bool:
+    try:
+        return places.create(place, text)
+    except OSError as error:
+        fix = places.advice(places.resolve(place)[0], error)
+        if fix is None:
+            raise
+        raise InputError("the run folder cannot be written", file=run, found=str(error), fix=fix) from error
+
+
+@contextmanager
+def unwritable(place: str | Path) -> Iterator[None]:
+    """Turn what a full disk, a quota or missing rights do to the block into a refusal that names the run.
+
+    Raises:
+        InputError: the disk is full, a file is too large for it, or this user may not write there.
+    """
+    try:
+        yield
+    except GimpError:
+        raise
+    except Exception as error:  # safetensors and torch have errors of their own, with the system's number in the text
+        fix = _disk_advice(error, as_place(place))
+        if fix is None:
+            raise
+        raise InputError(
+            "the run folder cannot be written", file=as_place(place), found=str(error).splitlines()[0], fix=fix
+        ) from error
+
+
+def _disk_advice(error: BaseException, place: str) -> str | None:
+    said = re.search(r"\bos error (\d+)\b", str(error))
+    number = error.errno if isinstance(error, OSError) else int(said[1]) if said else None
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free space on the disk, then give the same command; it goes on from the last checkpoint, which is whole"
+    concerned = str(getattr(error, "filename", None) or "")
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS) and concerned.startswith(place):
+        return "check who may write to the folder, or give another run folder"
+    return None
 
 
 def as_place(path: str | Path) -> str:

@@ -10,21 +10,18 @@ Left out: locking out an ingest on another machine that died; its lock is named 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import json
+import functools
 import os
 import re
 import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from pyarrow import fs as pafs
 
-from gimp_ray import places
+from gimp_ray import locks, places
 from gimp_ray.cohort.manifest import FILE, Manifest
 from gimp_ray.errors import InputError
 
@@ -118,51 +115,16 @@ def lock(out: str) -> Iterator[bool]:
     Raises:
         InputError: another ingest is at work there.
     """
-    with _folder_above(out):
-        yield from _locked(out)
-
-
-def _locked(out: str) -> Iterator[bool]:
     place = _lock_place(out)
-    me = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-        "since": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "mark": secrets.token_hex(8),
-    }
-    text = json.dumps(me).encode()
-    # where the answer to a request got lost, it was asked again, and the lock in the way is this one
-    killed = not _create(place, out, text) and _read(place) != text
-    if killed:
-        _take_over(place, out)
-        if not _create(place, out, text):
-            raise _busy(place, out, "another ingest that has just begun")
-    try:
-        yield killed
-    finally:
-        filesystem, path = places.resolve(place)
-        with contextlib.suppress(OSError):
-            filesystem.delete_file(path)
+    with contextlib.ExitStack() as stack:
+        if not places.is_uri(out):
+            stack.enter_context(locks.folder_made(Path(out).parent))
+        yield stack.enter_context(
+            locks.held(place, functools.partial(_busy, place, out), functools.partial(_create, out=out))
+        )
 
 
-@contextmanager
-def _folder_above(out: str) -> Iterator[None]:
-    """Make the folders above a local store; those that are empty at the end are removed again."""
-    made: list[Path] = []
-    if not places.is_uri(out):
-        above = Path(out).parent
-        made = [folder for folder in (above, *above.parents) if not folder.exists()]
-        above.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # the first that is not empty
-            for folder in made:
-                folder.rmdir()
-
-
-def _create(place: str, out: str, text: bytes) -> bool:
+def _create(place: str, text: bytes, out: str) -> bool:
     try:
         return places.create(place, text)
     except OSError as error:
@@ -172,41 +134,11 @@ def _create(place: str, out: str, text: bytes) -> bool:
         raise InputError("the store cannot be written", file=out, found=str(error), fix=fix) from error
 
 
-def _read(place: str) -> bytes | None:
-    with contextlib.suppress(OSError):
-        return places.read_bytes(*places.resolve(place))
-    return None
-
-
 def _lock_place(out: str) -> str:
     # beside a local store, which is to appear by a rename; inside one in object storage
     if places.is_uri(out):
         return places.join(out, ".ingest.lock")
     return str(Path(out).parent / f".{Path(out).name}.ingest.lock")
-
-
-def _take_over(place: str, out: str) -> None:
-    """Remove a lock whose process on this machine is gone; refuse while it may be alive."""
-    filesystem, path = places.resolve(place)
-    try:
-        holder = json.loads(places.read_bytes(filesystem, path))
-        host, pid, started = str(holder["host"]), int(holder["pid"]), float(holder["started"])
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _busy(place, out, f"a lock that cannot be read ({error})") from None
-    if host != socket.gethostname():
-        raise _busy(place, out, f"process {pid} on {host}, since {holder.get('since')}")
-    try:
-        process = psutil.Process(pid)
-        # a zombie is dead; in a container it may stay for ever
-        alive = process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        alive = False
-    if alive:
-        raise _busy(place, out, f"process {pid} on this machine, since {holder.get('since')}")
-    with contextlib.suppress(FileNotFoundError):
-        filesystem.delete_file(path)
 
 
 def _busy(place: str, out: str, found: str) -> InputError:

@@ -8,6 +8,7 @@ process, without Ray.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -18,13 +19,17 @@ from typing import Any
 
 import torch
 
-from gimp_ray.engine.loop import Report, Saving, find_start, gather_records, train
+from gimp_ray.engine import stopping
+from gimp_ray.engine.loop import MEMORY_FIX, Report, Saving, agreed, find_start, gather_records, train
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
 from gimp_ray.places import is_uri, resolve
 from gimp_ray.reachable import listens
 from gimp_ray.run_folder import RunFolder
+
+# what Ray says when its memory monitor or the kernel ended a worker
+OUT_OF_MEMORY = ("running low on memory", "OutOfMemoryError", "OOM")
 
 
 @dataclass(frozen=True)
@@ -64,9 +69,10 @@ def run_jobs(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: b
     """Do the jobs in order on `workers.count` Ray Train workers, or in this process for 0.
 
     Returns:
-        `done`, or `stopped` where a stage's `stop_after` ended the run.
+        `done`, `stopped` where a stage's `stop_after` ended the run, or `preempted` where SIGTERM did.
 
     Raises:
+        Terminated: SIGTERM came where there was nothing to save first.
         GimpError: a job refused its input or could not go on.
     """
     if not jobs:
@@ -98,14 +104,17 @@ def _go_through(
 ) -> str:
     """What every rank does: each job in turn, those already done skipped."""
     for job in jobs:
+        if agreed(world, [stopping.asked()])[0]:
+            return "preempted"
         run.pull_models()
         if job.trains and run.stage_done(job.name):
             continue
         started = time.time()
         made = job.factory(**job.arguments)
         if job.trains:
-            if train(made, world, run, saving, make_batches(job, made), report) == "stopped":
-                return "stopped"
+            outcome = train(made, world, run, saving, make_batches(job, made), report)
+            if outcome != "done":
+                return outcome
         else:
             _do_work(made, world)
         if world.rank == 0:
@@ -134,22 +143,36 @@ def _run_on_ray(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs
     Restarts are counted here and not by Ray, which would try a refused input again as if a machine had failed.
     """
     start_ray(workers)
+    stopping.listen_again()  # Ray's own handler would end the cluster before anything is saved
+    with stopping.passing_on(_place(run)):
+        return _fit(jobs, run, workers, report_epochs)
+
+
+def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> str:
     import ray.train
 
     failures = 0
-    while True:
+    while not stopping.asked():
         try:
             return str(_trainer(jobs, run, workers, report_epochs).fit().return_value)
         except ray.train.TrainingFailedError as error:
             refusal = _refusal(error)
             if refusal is not None:
                 raise refusal from None
+            if stopping.asked():  # who sent the signal took the workers as well
+                break
             failures += 1
             if 0 <= workers.max_failures < failures:
                 raise _failure(error, failures) from error
             print(
                 f"worker failure {failures} (of {workers.max_failures}), going on from the last checkpoint", flush=True
             )
+    return "preempted"
+
+
+def _place(run: RunFolder) -> str:
+    """The run folder as every node may name it."""
+    return run.place if is_uri(run.place) else str(run.path.resolve())
 
 
 def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> Any:
@@ -157,7 +180,7 @@ def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: b
     from ray.train.torch import TorchTrainer
 
     use_gpu = _use_gpu(workers)
-    place = run.place if is_uri(run.place) else str(run.path.resolve())
+    place = _place(run)
     return TorchTrainer(
         _worker,
         train_loop_config={
@@ -289,9 +312,9 @@ def _worker(config: dict[str, Any]) -> str:
         return lambda start: shard_batches(shards[job.name], task, start, world.rank, world.size, config["ahead"])
 
     report = ray.train.report if config["report_epochs"] else None
-    return _go_through(
-        config["jobs"], RunFolder(config["run"]), Saving(**config["saving"]), world, make_batches, report
-    )
+    run, saving = RunFolder(config["run"]), Saving(**config["saving"])
+    with stopping.watching(config["run"]) if world.rank == 0 else contextlib.nullcontext():
+        return _go_through(config["jobs"], run, saving, world, make_batches, report)
 
 
 def _refusal(error: Exception) -> GimpError | None:
@@ -308,6 +331,9 @@ def _refusal(error: Exception) -> GimpError | None:
 
 def _failure(error: Exception, failures: int) -> GimpError:
     words = str(error).strip().splitlines()
+    full = [line for line in words if any(sign in line for sign in OUT_OF_MEMORY)]
+    if full:
+        return GimpError("a worker ran out of memory, and Ray ended it", found=full[-1][:300], fix=MEMORY_FIX)
     return GimpError(
         f"training failed on the cluster {failures} time(s), more often than train.max_failures allows",
         found=words[-1] if words else repr(error),

@@ -2,7 +2,8 @@
 
 Everything random in a step is seeded from (seed, step, rank), the learning rate is a function of the step and batches
 come from a pure plan, so a run that was stopped and one that was not go through the same states. A step counts
-mini-batches of a rank over all epochs; an optimiser step takes `accumulate` of them.
+mini-batches of a rank over all epochs; an optimiser step takes `accumulate` of them. At each optimiser step the
+ranks agree on whether one of them met a bad batch, was asked to end, or finds a checkpoint due by the clock.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gimp_ray.engine import stopping
 from gimp_ray.engine.checkpoint import (
     checkpoint_folders,
     latest_checkpoint,
@@ -34,9 +36,13 @@ from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.run_folder import RunFolder, read_json, write_json
+from gimp_ray.run_folder import RunFolder, read_json, unwritable, write_json
 from gimp_ray.weights import load_weights, save_weights
 
+MEMORY_FIX = (
+    "lower the mini-batch and raise `accumulate` (batch.cases_per_class, finetune.batch_size, genes.batch_size), lower "
+    "window.length, or use train.precision: bf16; once a stage has a checkpoint, that takes a new run folder"
+)
 Feed = Generator[tuple[Row, Arrays], None, None]
 Batches = Callable[[int], Feed]
 Report = Callable[[dict[str, Any]], None]
@@ -44,11 +50,12 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Saving:
-    """When checkpoints are written: every so many optimiser steps, every so many epochs, the newest `keep` kept."""
+    """When checkpoints are written: every so many optimiser steps, epochs or minutes; the newest `keep` are kept."""
 
     every_steps: int | None = None
     every_epochs: int = 1
     keep: int = 2
+    every_minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,12 @@ class _Stage:
         self.wrapped = _distribute(self.model, world)
         self.since_log = Meter(state.get("since_log"))
         self.since_epoch = Meter(state.get("since_epoch"))
+        self.skipped: int = state.get("skipped", 0)
+        # of the optimiser step in the making: figures of its mini-batches, and what was not finite in them
+        self.figures: list[dict[str, Tensor]] = []
+        self.bad: list[int] = []
+        self.stop = self.overdue = False
+        self.saved_at = time.monotonic()
         self.best: list[float] | None = state.get("best")
         self.best_epoch: int | None = state.get("best_epoch")
         # lines are numbered by the number of ranks that wrote them
@@ -103,18 +116,29 @@ def train(
         report: called by every rank with an epoch's figures, for a search that stops bad runs.
 
     Returns:
-        `done`, or `stopped` where `stop_after` ended it.
+        `done`, `stopped` where `stop_after` ended it, or `preempted` where the process was asked to end; it is then
+        saved.
 
     Raises:
-        GimpError: the loss is not finite; names stage, epoch, step and cases.
+        GimpError: the loss is not finite (names stage, epoch, step and cases), memory ran out, or the run folder
+            cannot be written to.
     """
+    with _memory(task.name), unwritable(run.place):
+        return _train(task, world, run, saving, batches, report)
+
+
+def _train(
+    task: TrainTask, world: World, run: RunFolder, saving: Saving, batches: Batches, report: Report | None
+) -> str:
     stage = _Stage(task, world, run, saving)
     total = task.plan.total_steps(world.size)
     limit = min(total, (stage.settings.stop_after or stage.settings.epochs) * stage.steps_per_epoch)
     if stage.start.step < limit:
-        with contextlib.closing(batches(stage.start.step)) as feed:
+        with contextlib.closing(batches(stage.start.step)) as feed, stopping.deferred():
             _steps(stage, feed, limit, report)
     stage.log.close()
+    if stage.stop:
+        return "preempted"
     if limit < total:
         if world.rank == 0:
             run.push_stage(task.name)
@@ -124,7 +148,7 @@ def train(
 
 
 def _steps(stage: _Stage, feed: Feed, limit: int, report: Report | None) -> None:
-    """All the steps up to `limit`, with what an epoch's end asks for."""
+    """All the steps up to `limit`, or until it is to end, with what an epoch's end asks for."""
     epoch_started = waiting_since = time.perf_counter()
     waited = 0.0
     for step, (row, arrays) in enumerate(feed, start=stage.start.step):
@@ -136,7 +160,7 @@ def _steps(stage: _Stage, feed: Feed, limit: int, report: Report | None) -> None
             epoch_started, waited = time.perf_counter(), 0.0
         elif _due(stage, step):
             _save(stage, step)
-        if step + 1 >= limit:
+        if step + 1 >= limit or stage.stop:
             return
         waiting_since = time.perf_counter()
 
@@ -221,18 +245,80 @@ def _one_step(stage: _Stage, step: int, row: Row, arrays: Arrays) -> None:
         (loss / settings.accumulate).backward()
     figures = {"loss": loss, **parts}
     if not bool(torch.isfinite(loss)):
-        _refuse(stage, "the loss", step, row, arrays)
+        if not settings.skip_bad_batches:
+            _refuse(stage, "the loss", step, _cases(row, arrays))
+        stage.bad += _cases(row, arrays)
+    stage.figures.append(figures)
     if last:
         figures["grad_norm"] = norm = _clip(stage)
-        # the norm is of all ranks' gradients, so all of them refuse, before the weights are touched
-        if not bool(torch.isfinite(norm)):
-            _refuse(stage, "the gradient", step, row, arrays)
+        _end_update(stage, step, norm, _cases(row, arrays))
+
+
+def _end_update(stage: _Stage, step: int, norm: Tensor, cases: list[int]) -> None:
+    """The optimiser's step, or that it is skipped; all ranks do the same."""
+    settings = stage.settings
+    finite = bool(torch.isfinite(norm))
+    # the norm is of all ranks' gradients, so all of them refuse, before the weights are touched
+    if not finite and not settings.skip_bad_batches:
+        _refuse(stage, "the gradient", step, cases)
+    bad, stage.stop, stage.overdue = agreed(
+        stage.world, [bool(stage.bad) or not finite, stopping.asked(), _late(stage)]
+    )
+    if bad:
+        _skip(stage, step, stage.bad or cases)
+    else:
         _update(stage, step)
-    stage.since_log.add(figures)
-    stage.since_epoch.add(figures)
-    update = (step + 1) // settings.accumulate
-    if last and update % settings.log_every == 0:
+        for figures in stage.figures:
+            stage.since_log.add(figures)
+            stage.since_epoch.add(figures)
+    stage.figures, stage.bad = [], []
+    if (step + 1) // settings.accumulate % settings.log_every == 0:
         _log_steps(stage, step)
+
+
+def agreed(world: World, flags: list[bool]) -> list[bool]:
+    """Each flag as it is on any rank."""
+    if world.size == 1:
+        return flags
+    raised = torch.tensor(flags, dtype=torch.int32, device=world.device)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in raised.tolist()]
+
+
+def _skip(stage: _Stage, step: int, cases: list[int]) -> None:
+    """Leave an optimiser step out; the learning rate goes on as if it had been taken."""
+    if stage.skipped >= stage.settings.skip_bad_batches:
+        _refuse(stage, "the loss or gradient", step, cases)
+    stage.skipped += 1
+    stage.optimizer.zero_grad(set_to_none=True)
+    epoch, update = step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate
+    stage.log.write("skipped", epoch, update, {"skipped": stage.skipped, "cases": sorted(set(cases))})
+    if stage.world.rank == 0:
+        print(f"note: {stage.task.name} step {update} was skipped: its loss or gradient is not finite", flush=True)
+
+
+def _late(stage: _Stage) -> bool:
+    """Whether a checkpoint is due by the first rank's clock."""
+    minutes = stage.saving.every_minutes
+    return stage.world.rank == 0 and minutes is not None and time.monotonic() - stage.saved_at >= 60 * minutes
+
+
+@contextlib.contextmanager
+def _memory(stage: str) -> Iterator[None]:
+    """Turn running out of a GPU's or the host's memory into a refusal that says what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own error is a RuntimeError
+        text = str(error)
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text
+        if not known:
+            raise
+        where = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+        raise GimpError(
+            f"{where} has not enough memory for stage '{stage}'",
+            found=text.splitlines()[0] if text else type(error).__name__,
+            fix=MEMORY_FIX,
+        ) from error
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -302,6 +388,8 @@ def _validate(stage: _Stage, epoch: int, update: int) -> dict[str, float]:
 
 
 def _due(stage: _Stage, step: int) -> bool:
+    if stage.stop or stage.overdue:
+        return (step + 1) % stage.settings.accumulate == 0
     every = stage.saving.every_steps
     update, inside = divmod(step + 1, stage.settings.accumulate)
     return every is not None and inside == 0 and update % every == 0
@@ -316,7 +404,9 @@ def _save(stage: _Stage, step: int) -> None:
         "since_epoch": stage.since_epoch.state(stage.world),
         "best": stage.best,
         "best_epoch": stage.best_epoch,
+        "skipped": stage.skipped,
     }
+    stage.saved_at, stage.overdue = time.monotonic(), False
     if stage.world.rank == 0:
         folder = stage.run.checkpoints(stage.task.name)
         save_checkpoint(folder, step + 1, stage.model, stage.optimizer, state, stage.saving.keep)
@@ -341,6 +431,8 @@ def _finish(stage: _Stage) -> None:
             stage.model.load_state_dict(load_weights(stage.best_file(stage.best_epoch)))
         weights, card = stage.task.export(stage.model)
         card |= {"stage": stage.task.name, "epochs": stage.settings.epochs, "best_epoch": stage.best_epoch}
+        if stage.skipped:
+            card["skipped_batches"] = stage.skipped
         write_json(stage.run.model_card(stage.task.name), card)
         save_weights(stage.run.model_file(stage.task.name), weights)
         stage.run.push_stage(stage.task.name)
@@ -367,10 +459,16 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
-def _refuse(stage: _Stage, what: str, step: int, row: Row, arrays: Arrays) -> None:
+def _cases(row: Row, arrays: Arrays) -> list[int]:
+    return [int(case) for case in np.asarray(arrays.get("case", row.case)).ravel()]
+
+
+def _refuse(stage: _Stage, what: str, step: int, cases: list[int]) -> None:
     epoch = step // stage.steps_per_epoch + 1
+    skipped = f", after {stage.skipped} skipped before it" if stage.skipped else ""
     raise GimpError(
         f"{what} is not finite in stage '{stage.task.name}', epoch {epoch}, step {step + 1}, rank {stage.world.rank}",
-        found=f"case numbers {np.asarray(arrays.get('case', row.case)).tolist()} in the mini-batch",
-        fix="lower train.lr, set train.clip_norm, or use train.precision: fp32; the last checkpoint is intact",
+        found=f"case numbers {cases} in the mini-batch{skipped}",
+        fix="lower train.lr, set train.clip_norm, or use train.precision: fp32; train.skip_bad_batches leaves some "
+        "out; the last checkpoint is intact",
     )

@@ -4,8 +4,7 @@ The bucket is the run, the copy a cache: `pull` makes files here what they are t
 here. An object appears whole or not at all, and the file that says that others are whole (a checkpoint's state, a
 stage's weights) goes last. Errors that may pass are tried again by the storage's own client, with back-off.
 
-Which files travel when is `gimp_ray/run_folder.py`'s business. Left out: stores (`gimp_ray/places.py`), and two
-commands on one run at the same time, which nothing guards against.
+Which files travel when is `gimp_ray/run_folder.py`'s business. Left out: stores (`gimp_ray/places.py`).
 """
 
 from __future__ import annotations

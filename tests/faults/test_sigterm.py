@@ -60,9 +60,9 @@ def test_on_ray_the_workers_save_and_the_same_command_goes_on(tiny: Config, tmp_
     config = changed(
         tiny,
         genes__encoder="none",
-        train__epochs=400,
+        train__epochs=200,
         train__workers=1,
-        checkpoint__every_epochs=400,
+        checkpoint__every_epochs=200,
         train__use_gpu=False,
     )
     run = RunFolder(config.run or "")

@@ -8,7 +8,7 @@ dataclasses beside the code they steer.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -205,6 +205,20 @@ class CheckpointConfig(Section):
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
 
 
+class LogConfig(Section):
+    """Where the figures go besides the run's own log and TensorBoard."""
+
+    mlflow: str | None = Field(None, description="MLflow tracking URI, such as http://HOST:5000 or file:///mlruns")
+    wandb: str | None = Field(None, description="Weights & Biases project; offline unless WANDB_API_KEY is set")
+    progress: bool = Field(True, description="a live progress line where stderr is a terminal")
+
+
+class StageSettings(TrainConfig):
+    """The training settings of one stage, and how it is logged."""
+
+    log: LogConfig = LogConfig()
+
+
 class FeedConfig(Section):
     """How batches reach a worker."""
 
@@ -242,6 +256,7 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
     feed: FeedConfig = FeedConfig()
     cluster: ClusterConfig = ClusterConfig()
 
@@ -267,10 +282,10 @@ class Config(Section):
             )
         return self
 
-    def stage_train(self, stage: str) -> TrainConfig:
+    def stage_train(self, stage: str) -> StageSettings:
         """The training settings of `genes`, `pretrain` or `finetune`: `train`, with what the stage says differently."""
-        if stage == "pretrain":
-            return self.train
-        section: StageTrainConfig = {"genes": self.genes.train, "finetune": self.finetune.train}[stage]
-        changed = section.model_dump(exclude_none=True)
-        return self.train.model_copy(update={"stop_after": None} | changed)
+        changed: dict[str, Any] = {}
+        if stage != "pretrain":
+            section: StageTrainConfig = {"genes": self.genes.train, "finetune": self.finetune.train}[stage]
+            changed = {"stop_after": None} | section.model_dump(exclude_none=True)
+        return StageSettings(**(self.train.model_dump() | changed), log=self.log)

@@ -19,6 +19,7 @@ FREE_KEYS = (
     "cluster",
     "feed",
     "checkpoint",
+    "log",
     "evaluate",
     "model.activation_checkpointing",
     "train.compile",

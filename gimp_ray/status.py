@@ -22,6 +22,7 @@ from pyarrow import fs as pafs
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import build_config
+from gimp_ray.engine.progress import duration
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.places import advice, read_bytes, resolve
 from gimp_ray.run_folder import STAGES, as_place
@@ -71,7 +72,8 @@ class RunStatus:
     Attributes:
         run: the folder as it was named.
         state: `empty`, `not begun`, `running`, `silent` (running by its record, but nothing was written for long),
-            `stopped` (by `stop_after`), `interrupted`, `failed` or `done`.
+            `stopped` (by `stop_after`), `preempted` (it was asked to end, and saved), `interrupted`, `failed` or
+            `done`.
         stage: the stage it is in, or ended in; `evaluation` after the last one; None before the first.
         seconds_since_sign: since anything in the folder was written; None for an empty one.
         stages: those that were begun, or asked for by the last attempt.
@@ -341,6 +343,7 @@ def _state_words(state: str, since: float | None) -> str:
         "silent": f"silent: by its record it runs, but its last sign of life was {ago}; if nothing runs, the same "
         "command goes on",
         "stopped": f"stopped as stop_after said, {ago}; the same command without it goes on",
+        "preempted": f"preempted, {ago}; what was trained is saved, and the same command goes on",
         "interrupted": f"interrupted, {ago}; the same command goes on",
         "failed": f"failed, {ago}; see failures; the same command goes on",
         "done": f"done, {ago}",
@@ -387,15 +390,3 @@ def _numbers(figures: dict[str, float]) -> str:
         f"{name} {value:.4g}" if isinstance(value, int | float) else f"{name} {value}"
         for name, value in figures.items()
     )
-
-
-def duration(seconds: float) -> str:
-    """`75` -> `1 min 15 s`, `7500` -> `2 h 5 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

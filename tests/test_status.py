@@ -16,10 +16,11 @@ from click.testing import CliRunner
 
 from gimp_ray.cli_status import status as status_command
 from gimp_ray.config import Config
+from gimp_ray.engine.progress import duration
 from gimp_ray.errors import InputError
 from gimp_ray.pipeline import pretrain
 from gimp_ray.run_folder import RunFolder
-from gimp_ray.status import duration, format_status, run_status
+from gimp_ray.status import format_status, run_status
 from tests.conftest import changed
 
 NOW = 1.8e9
@@ -99,6 +100,7 @@ def test_lines_far_apart_are_no_silence(tmp_path: Path) -> None:
     [
         ("failed: InputError: a case has no slide", "failed", "attempt 1: InputError: a case has no slide"),
         ("failed: KeyboardInterrupt: ", "interrupted", "attempt 1: KeyboardInterrupt"),
+        ("preempted", "preempted", None),
         ("stopped", "stopped", None),
         ("done", "done", None),
     ],

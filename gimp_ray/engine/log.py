@@ -1,4 +1,5 @@
-"""The metrics log of a stage: running means over ranks, one JSON line at a time, and TensorBoard beside it.
+"""The metrics log of a stage: running means over ranks, one JSON line at a time, with TensorBoard, trackers and the
+progress line beside it.
 
 Only rank 0 writes. When a run resumes, lines past the checkpoint are dropped, so the log reads as if nothing had
 happened.
@@ -9,13 +10,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gimp_ray.engine.progress import ProgressLine
 from gimp_ray.engine.protocol import World
+from gimp_ray.engine.trackers import Sender, open_trackers, require_trackers, send
 from gimp_ray.run_folder import read_lines, write_text
 
 
@@ -55,19 +59,39 @@ class Meter:
 
 
 class MetricsLog:
-    """Writes a stage's lines; a no-op on ranks other than 0.
+    """Writes a stage's lines; a no-op on ranks other than 0. As a context it closes, and tells trackers of a failure.
 
     Args:
         folder: the stage's folder.
         stage: its name.
         step: lines after this optimiser step are dropped (0 starts the log anew).
         active: whether this rank writes.
+        steps: optimiser steps the stage is to have, noted in every line; None to leave it out.
+        settings: the stage's settings; their `log`, where they have one, says which trackers get the figures and
+            whether a progress line is shown.
+        run: the run as the user named it, for the trackers.
+
+    Raises:
+        ConfigError: the package of a tracker is not installed; on every rank.
     """
 
-    def __init__(self, folder: Path, stage: str, step: int, active: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        step: int,
+        active: bool,
+        steps: int | None = None,
+        settings: Any = None,
+        run: str = "run",
+    ) -> None:
         self._stage = stage
         self._active = active
+        self._steps = {} if steps is None else {"steps": steps}
         self._file = folder / "metrics.jsonl"
+        self._senders: list[Sender] = []
+        log = getattr(settings, "log", None)
+        require_trackers(log)
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +100,15 @@ class MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._senders = open_trackers(log, settings, run, stage, folder, anew=step == 0)
+        shown = steps is not None and bool(getattr(log, "progress", False))
+        self._line = ProgressLine(stage, getattr(settings, "epochs", 0), steps or 0, shown)
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close(failed=kind is not None)
 
     def write(self, kind: str, epoch: int, step: int, figures: dict[str, Any]) -> None:
         """One line of kind `step`, `epoch` or `validation`."""
@@ -86,6 +119,7 @@ class MetricsLog:
             "stage": self._stage,
             "epoch": epoch,
             "step": step,
+            **self._steps,
             "kind": kind,
             **figures,
         }
@@ -94,7 +128,14 @@ class MetricsLog:
         for name, value in figures.items():
             if isinstance(value, int | float):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
+        send(self._senders, kind, step, figures)
+        if kind == "step":
+            self._line.update(epoch, step, figures)
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
+        """Close TensorBoard, the trackers and the progress line."""
         if self._active:
+            self._line.close()
             self._board.close()
+            for sender in self._senders:
+                sender.close(failed)

@@ -32,6 +32,7 @@ from gimp_ray.engine.checkpoint import (
 )
 from gimp_ray.engine.compiling import compile_model
 from gimp_ray.engine.log import Meter, MetricsLog
+from gimp_ray.engine.progress import Pace
 from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
@@ -95,7 +96,12 @@ class _Stage:
         self.best_epoch: int | None = state.get("best_epoch")
         # lines are numbered by the number of ranks that wrote them
         logged = state.get("step", 0) // self.settings.accumulate
-        self.log = MetricsLog(run.stage(task.name), task.name, logged, world.rank == 0)
+        steps = task.plan.total_steps(world.size) // self.settings.accumulate
+        self.log = MetricsLog(
+            run.stage(task.name), task.name, logged, world.rank == 0, steps, settings=self.settings, run=run.place
+        )
+        whole = (self.settings.stop_after or self.settings.epochs) * self.steps_per_epoch
+        self.pace = Pace(self.start.step, whole, world.size)
 
     def best_file(self, epoch: int) -> Path:
         """Weights of a best epoch; named by the epoch, so that a checkpoint and the weights it means stay together."""
@@ -134,9 +140,10 @@ def _train(
     total = task.plan.total_steps(world.size)
     limit = min(total, (stage.settings.stop_after or stage.settings.epochs) * stage.steps_per_epoch)
     if stage.start.step < limit:
-        with contextlib.closing(batches(stage.start.step)) as feed, stopping.deferred():
+        with stage.log, contextlib.closing(batches(stage.start.step)) as feed, stopping.deferred():
             _steps(stage, feed, limit, report)
-    stage.log.close()
+    else:
+        stage.log.close()
     if stage.stop:
         return "preempted"
     if limit < total:
@@ -152,7 +159,8 @@ def _steps(stage: _Stage, feed: Feed, limit: int, report: Report | None) -> None
     epoch_started = waiting_since = time.perf_counter()
     waited = 0.0
     for step, (row, arrays) in enumerate(feed, start=stage.start.step):
-        waited += time.perf_counter() - waiting_since
+        waited += (waiting := time.perf_counter() - waiting_since)
+        stage.pace.batch(len(row.case), waiting)
         _one_step(stage, step, row, arrays)
         if (step + 1) % stage.steps_per_epoch == 0:
             seconds = time.perf_counter() - epoch_started
@@ -345,10 +353,8 @@ def _update(stage: _Stage, step: int) -> None:
 def _log_steps(stage: _Stage, step: int) -> None:
     means = stage.since_log.means(stage.world)
     if means:
-        rate = stage.optimizer.param_groups[0]["lr"]
-        stage.log.write(
-            "step", step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate, means | {"lr": rate}
-        )
+        figures = means | {"lr": stage.optimizer.param_groups[0]["lr"]} | stage.pace.figures()
+        stage.log.write("step", step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate, figures)
     stage.since_log = Meter()
 
 

@@ -17,7 +17,7 @@ from gimp_ray.run_folder import RunFolder, read_lines
 from gimp_ray.weights import load_weights
 from tests.conftest import changed
 
-TIMES = {"time", "seconds", "data_wait"}
+TIMES = {"time", "seconds", "data_wait", "cases_per_s", "eta"}
 
 
 def metrics(run: RunFolder, stage: str) -> list[dict]:

@@ -37,6 +37,7 @@ SLOW = (
     "cohort/test_million.py",
     "cohort/test_synth_difficulty.py",
     "engine/test_resume.py",
+    "engine/test_compile.py",
 )
 
 

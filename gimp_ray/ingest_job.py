@@ -70,6 +70,7 @@ class RayWork:
             return []
         import ray.data
 
+        # pickles of this program's own making, which Ray Data carries as bytes; no file of a user is ever one
         rows = [{"number": i, "work": pickle.dumps((function, task))} for i, task in enumerate(tasks)]
         limit = {"concurrency": self._workers} if self._workers else {}
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(_run, num_cpus=1, **limit)

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from gimp_ray import places
-from gimp_ray.errors import GimpError
+from gimp_ray.errors import GimpError, InputError
 
 Busy = Callable[[str], GimpError]
 Create = Callable[[str, bytes], bool]
@@ -46,8 +46,7 @@ def held(place: str, busy: Busy, create: Create = places.create) -> Iterator[boo
         "mark": secrets.token_hex(8),
     }
     text = json.dumps(me).encode()
-    # where the answer to a request got lost, it was asked again, and the lock in the way is this one
-    killed = not create(place, text) and _read(place) != text
+    killed = not create(place, text)
     if killed:
         _take_over(place, busy)
         if not create(place, text):
@@ -58,6 +57,26 @@ def held(place: str, busy: Busy, create: Create = places.create) -> Iterator[boo
         filesystem, path = places.resolve(place)
         with contextlib.suppress(OSError):
             filesystem.delete_file(path)
+
+
+def creating(file: str, what: str) -> Create:
+    """`places.create` that says what to do where an object storage refuses or does not answer.
+
+    Args:
+        file: the store or run concerned.
+        what: cannot be done, one sentence.
+    """
+
+    def create(place: str, text: bytes) -> bool:
+        try:
+            return places.create(place, text)
+        except OSError as error:
+            fix = places.advice(places.resolve(place)[0], error)
+            if fix is None:
+                raise
+            raise InputError(what, file=file, found=str(error), fix=fix) from error
+
+    return create
 
 
 @contextmanager
@@ -71,12 +90,6 @@ def folder_made(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # the first that is not empty
             for one in made:
                 one.rmdir()
-
-
-def _read(place: str) -> bytes | None:
-    with contextlib.suppress(OSError):
-        return places.read_bytes(*places.resolve(place))
-    return None
 
 
 def _take_over(place: str, busy: Busy) -> None:

@@ -165,11 +165,17 @@ def create(place: str, data: bytes) -> bool:
     filesystem, path = resolve(place)
     if place.startswith("s3://"):
         # the answer to a PUT that was done may be lost, and its repetition is then refused: what is there tells
-        return _create_s3(place, data) or read_bytes(filesystem, path) == data
+        return _create_s3(place, data) or _holds(filesystem, path, data)
     if filesystem.get_file_info(path).type != pafs.FileType.NotFound:
         return False
     write_bytes(filesystem, path, data)
     return True
+
+
+def _holds(filesystem: pafs.FileSystem, path: str, data: bytes) -> bool:
+    with contextlib.suppress(OSError):
+        return read_bytes(filesystem, path) == data
+    return False
 
 
 def _create_s3(place: str, data: bytes) -> bool:

@@ -30,7 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from gimp_ray import locks, places
+from gimp_ray import locks
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.places import is_uri
 
@@ -142,9 +142,8 @@ class RunFolder:
             with unwritable(self.place):
                 if not remote:
                     stack.enter_context(locks.folder_made(self.path))
-                stack.enter_context(
-                    locks.held(place, functools.partial(_busy, self.place, place), functools.partial(_lock, self.place))
-                )
+                create = locks.creating(self.place, "the run folder cannot be written")
+                stack.enter_context(locks.held(place, functools.partial(_busy, self.place, place), create))
             yield
 
     # What travels, for a run in object storage. Each raises a StorageError where the storage cannot be used.
@@ -208,16 +207,6 @@ def _busy(run: str, place: str, found: str) -> InputError:
         found=found,
         fix=f"wait until it is done, or give another run folder; if it is certainly dead, remove {place}",
     )
-
-
-def _lock(run: str, place: str, text: bytes) -> bool:
-    try:
-        return places.create(place, text)
-    except OSError as error:
-        fix = places.advice(places.resolve(place)[0], error)
-        if fix is None:
-            raise
-        raise InputError("the run folder cannot be written", file=run, found=str(error), fix=fix) from error
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,15 @@ class Existing:
     store: CohortStore
     sources: dict[str, Signature]
 
-    @property
+    @cached_property
     def slides(self) -> dict[str, int]:
         """Row of each stored slide in `store.slides`."""
         return {slide_id: row for row, slide_id in enumerate(self.store.slides["slide_id"].to_pylist())}
+
+    @cached_property
+    def cases(self) -> frozenset[str]:
+        """The stored cases."""
+        return frozenset(self.store.cases["case_id"].to_pylist())
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ def stored_folds(
     kept = [row for row in rows_of(existing.store.table("splits")) if row.scheme not in brought]
     others = sorted({row.scheme for row in kept} - {KFOLD})
     ids = cases["case_id"].to_pylist()
-    new = sorted(set(ids) - set(existing.store.cases["case_id"].to_pylist()))
+    new = sorted(set(ids) - existing.cases)
     notes = []
     if others and new:
         notes.append(f"the {len(new):,} new cases are in no part of the split schemes {', '.join(others)}")

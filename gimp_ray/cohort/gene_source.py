@@ -9,7 +9,6 @@ that matrix: twice its size at most. Left out: the roll of cases (`gene_join.py`
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from gimp_ray.cohort.readers.genes_head import read_head
 from gimp_ray.cohort.readers.genes_sheet import SampleSheet, read_sample_sheet
 from gimp_ray.cohort.readers.matrix import GeneColumns, GeneMatrix, ReadRequest, SampleMatrix, samples_by_genes
 from gimp_ray.cohort.roll import LeftOut
+from gimp_ray.cohort.sources import sha256_of
 from gimp_ray.errors import InputError
 
 __all__ = ["GeneMatrix", "GeneOptions", "read_expression"]
@@ -98,9 +98,9 @@ def read_expression(
     matrix = _assemble(sources, loaded, choice, options, unit)
     if options.missing == "gene":
         matrix = _only_measured(matrix)
-    hashes.update({str(path): _sha256(path) for path in sources.read})
+    hashes.update({str(path): sha256_of(path) for path in sources.read})
     if options.gene_list is not None:
-        hashes[str(options.gene_list)] = _sha256(Path(options.gene_list))
+        hashes[str(options.gene_list)] = sha256_of(Path(options.gene_list))
     return _with_unit(dataclasses.replace(matrix, hashes=hashes), options, said)
 
 
@@ -347,11 +347,6 @@ def _cases_of_rows(matrix: GeneMatrix) -> list[str]:
     for case_id, row in matrix.row_of.items():
         names[row] = names[row] or case_id
     return names
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _refuse_twice(samples: Sequence[Sample], matrices: Sequence[SampleMatrix]) -> None:

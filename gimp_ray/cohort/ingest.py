@@ -148,15 +148,14 @@ def _before(place: str, after_a_kill: bool) -> Existing | None:
 def _publish(prepared: Prepared, place: str, options: IngestOptions, work: Work, bar: Progress) -> IngestReport:
     """Write what is new, check it and publish the manifest."""
     before = prepared.existing
-    if before is None:
-        with publishing.new_store(place) as folder:
-            report, manifest = _write(prepared, folder, place, options, work, bar)
-            _finish(folder, manifest, report)
-        return report
-    if not prepared.is_new:
+    if before is not None and not prepared.is_new:
         return _nothing_new(prepared, before.store.manifest, place, options)
-    in_use = set(before.store.slides["file"].unique().to_pylist())
-    with publishing.addition(place, before.store.manifest, in_use) as folder:
+    if before is None:
+        publication = publishing.new_store(place)
+    else:
+        in_use = set(before.store.slides["file"].unique().to_pylist())
+        publication = publishing.addition(place, before.store.manifest, in_use)
+    with publication as folder:
         report, manifest = _write(prepared, folder, place, options, work, bar)
         _finish(folder, manifest, report)
     return report
@@ -190,7 +189,7 @@ def _write(
         stored = None if before is None else before.store.slides
         slides = patch_ingest.slides_table(prepared.to_write, written, roll.slides, stored)
         rows = [roll.slide_row[slide_id] for slide_id in slides["slide_id"].to_pylist()]
-        prepared.notes += patch_ingest._notes(list(prepared.to_write.values()))
+        prepared.notes += patch_ingest.notes(list(prepared.to_write.values()))
         writer.write("slides", tables.with_extra(slides, extra.select(varying), rows))
     elif varying:
         prepared.notes.append(

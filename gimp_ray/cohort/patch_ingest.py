@@ -229,7 +229,7 @@ def _slides_table(
     return pa.Table.from_pylist(rows, schema=table_schema("slides").arrow())
 
 
-def _notes(sources: Sequence[PatchSource]) -> list[str]:
+def notes(sources: Sequence[PatchSource]) -> list[str]:
     notes = []
     without = sum(not source.has_coords for source in sources)
     if without:

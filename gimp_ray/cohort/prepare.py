@@ -116,7 +116,7 @@ def prepare(
     roll.refuse(options.strict)
     if existing is not None:
         _nothing_lost(existing, roll)
-    new_cases = set(roll.labels) - (set() if existing is None else set(existing.store.cases["case_id"].to_pylist()))
+    new_cases = set(roll.labels) - (frozenset() if existing is None else existing.cases)
     known = {} if files is None else files.by_slide
     return Prepared(
         table=table,
@@ -294,7 +294,7 @@ def _nothing_lost(existing: Existing, roll: Roll) -> None:
     """Refuse sources by which a stored case or slide would have to go."""
     reasons = {(item.kind, item.id): item.reason for item in roll.left_out}
     for kind, stored, kept in (
-        ("case", existing.store.cases["case_id"].to_pylist(), roll.labels),
+        ("case", sorted(existing.cases), roll.labels),
         ("slide", list(existing.slides), roll.slides),
     ):
         lost = [name for name in stored if name not in kept]
@@ -317,9 +317,7 @@ def _coverage(roll: Roll, files: PatchFiles | None, matrix: GeneMatrix | None, e
     have_files = set() if files is None else set(files.by_slide)
     have_files |= set() if existing is None else set(existing.slides)
     cases = set(roll.case_row)
-    with_patches = {
-        roll.table.case_ids[row] or "" for slide_id, row in roll.slide_row.items() if slide_id in have_files
-    }
+    with_patches = {roll.case_of(slide_id) for slide_id in roll.slide_row if slide_id in have_files}
     with_genes = set() if matrix is None else {case_id for case_id in cases if case_id in matrix.row_of}
     return Coverage(
         cases=len(cases),

@@ -119,19 +119,8 @@ def lock(out: str) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         if not places.is_uri(out):
             stack.enter_context(locks.folder_made(Path(out).parent))
-        yield stack.enter_context(
-            locks.held(place, functools.partial(_busy, place, out), functools.partial(_create, out=out))
-        )
-
-
-def _create(place: str, text: bytes, out: str) -> bool:
-    try:
-        return places.create(place, text)
-    except OSError as error:
-        fix = places.advice(places.resolve(out)[0], error)
-        if fix is None:
-            raise
-        raise InputError("the store cannot be written", file=out, found=str(error), fix=fix) from error
+        create = locks.creating(out, "the store cannot be written")
+        yield stack.enter_context(locks.held(place, functools.partial(_busy, place, out), create))
 
 
 def _lock_place(out: str) -> str:

@@ -49,10 +49,9 @@ def sources_table(
     """sources.parquet: the patch file of each slide, the kind and, if known, hash of each table, and rows kept."""
     rows: dict[tuple[str, str, str], dict[str, object]] = {}
     for row in kept:
-        rows[str(row["kind"]), str(row["id"]), str(row["file"])] = dict(row)
+        if row["kind"] != "patches" or row["id"] not in patches:
+            rows[str(row["kind"]), str(row["id"]), str(row["file"])] = dict(row)
     for slide_id, path in patches.items():
-        for key in [key for key in rows if key[:2] == ("patches", slide_id)]:
-            del rows[key]
         rows["patches", slide_id, str(path)] = _row("patches", slide_id, path, None)
     for path, (kind, sha256) in tables.items():
         rows[kind, path.name, str(path)] = _row(kind, path.name, path, sha256 or sha256_of(path))

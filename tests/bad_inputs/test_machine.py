@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from cohort_files import features, grid, write_h5
 from gimp_ray.cohort import CohortStore
 from tests.bad_inputs.corpus import CASES, SLIDE, STORED_CASES, Inputs, plain_cohort, split_table
 from tests.bad_inputs.running import assert_error, gimp, state
+from tests.full_disk import files_of_at_most
 
 NOBODY = 65534
 COMMAND = "from gimp_ray.cli import main; main()"
@@ -35,17 +35,6 @@ def stored(place: Path, root: Path) -> None:
 
 
 # --- a full disk
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes of a file fails in this process; Python ignores the signal of it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("adding", [False, True], ids=["new", "adding"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +17,7 @@ from gimp_ray.tasks import GimpPretraining
 from gimp_ray.weights import load_weights
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
+from tests.full_disk import files_of_at_most
 
 
 @pytest.fixture
@@ -95,17 +93,6 @@ def test_other_errors_stay_what_they_are(images: Config, monkeypatch: pytest.Mon
     monkeypatch.setattr(GimpPretraining, "loss", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         pipeline.pretrain(images)
-
-
-@contextlib.contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes of a file fails in this process; Python ignores the signal of it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_is_full_leaves_the_last_checkpoint(images: Config, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, is_number, open_text, separator_of
+from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, is_number, open_text, require_file, separator_of
 from gimp_ray.errors import InputError
 
 GeneSets = dict[str, tuple[str, ...]]
@@ -48,14 +48,7 @@ def read_gene_sets(path: Path) -> GeneSets:
     Raises:
         InputError: no such file, neither GMT nor CSV, a set or a gene of a set twice, a set without genes.
     """
-    if not path.is_file():
-        raise InputError(
-            "there is no such file of gene sets",
-            file=path,
-            expected="a file",
-            found="nothing at this path",
-            fix="check the path",
-        )
+    require_file(path, "file of gene sets")
     try:
         with open_text(path) as stream:
             lines = [line.rstrip("\r\n") for line in stream if line.strip() and not line.startswith("#")]
@@ -83,14 +76,7 @@ def read_gene_list(path: Path) -> list[str]:
     Raises:
         InputError: no such file, no genes, or a gene twice in a plain list.
     """
-    if not path.is_file():
-        raise InputError(
-            "there is no such gene list",
-            file=path,
-            expected="a file",
-            found="nothing at this path",
-            fix="check the path",
-        )
+    require_file(path, "gene list")
     if path.name.lower().removesuffix(".gz").endswith(".gmt"):
         return list(dict.fromkeys(gene for genes in read_gene_sets(path).values() for gene in genes))
     try:

@@ -20,7 +20,7 @@ from gimp_ray.cohort.readers import (
     genes_star,
     genes_text,
 )
-from gimp_ray.cohort.readers.genes_head import FileHead, read_head
+from gimp_ray.cohort.readers.genes_head import FileHead, read_head, require_file
 from gimp_ray.cohort.readers.matrix import EVERYTHING, RawMatrix, ReadRequest
 from gimp_ray.errors import InputError
 
@@ -48,14 +48,7 @@ def is_matrix(head: FileHead) -> bool:
 
 def read_gene_file(path: Path, request: ReadRequest = EVERYTHING) -> RawMatrix:
     """Read a gene matrix; InputError for a file that is missing, of an unknown kind, empty or damaged."""
-    if not path.is_file():
-        raise InputError(
-            "there is no such gene file",
-            file=path,
-            expected="a file",
-            found="nothing at this path",
-            fix="check the path",
-        )
+    require_file(path, "gene file")
     reader = _matrix_reader(path)
     if request.column is not None and reader is not genes_h5ad:
         raise no_columns(path, request.column)

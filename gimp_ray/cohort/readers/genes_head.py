@@ -23,6 +23,13 @@ TEXT_FAULTS = (OSError, EOFError, UnicodeDecodeError, zlib.error)
 _GIT_LFS = "version https://git-lfs.github.com/spec/"
 
 
+def require_file(path: Path, kind: str) -> None:
+    """InputError where there is no file of the kind at `path`."""
+    if not path.is_file():
+        what, fix = f"there is no such {kind}", "check the path"
+        raise InputError(what, file=path, expected="a file", found="nothing at this path", fix=fix)
+
+
 @dataclass(frozen=True)
 class FileHead:
     """How a file begins.

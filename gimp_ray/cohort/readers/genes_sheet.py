@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, FileHead, open_text, separator_of
+from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, FileHead, open_text, require_file, separator_of
 from gimp_ray.errors import InputError
 
 _COLUMNS = {
@@ -82,14 +82,7 @@ def read_sample_sheet(path: Path) -> SampleSheet:
     Raises:
         InputError: no such file, no columns that tell of files or samples and cases, or rows that contradict.
     """
-    if not path.is_file():
-        raise InputError(
-            "there is no such sample sheet",
-            file=path,
-            expected="a file",
-            found="nothing at this path",
-            fix="check the path",
-        )
+    require_file(path, "sample sheet")
     sheet = SampleSheet(path)
     for row in _rows(path):
         entry = _entry(row)

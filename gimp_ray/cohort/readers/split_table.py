@@ -22,11 +22,9 @@ from gimp_ray.cohort.splits import (
     IMPORTED,
     KEYS,
     PARTS,
-    SplitRow,
     check_table,
     is_sorted,
     join_splits,
-    rows_of,
 )
 from gimp_ray.errors import InputError
 
@@ -82,18 +80,6 @@ def read_splits(
     rows = _as_rows(entries, pa.array(case_of, pa.string()).take(place))
     check_table(rows, path, cases)
     return rows, left_out
-
-
-def read_split_table(path: Path) -> list[SplitRow]:
-    """The rows of our own split table, each once, whatever cases they name.
-
-    Raises:
-        InputError: no such file or column, an unknown part, a fold that is no number, a patient in two parts of a fold.
-    """
-    entries = _own_entries(open_text(path, "split table"))
-    rows = _as_rows(entries, entries["id"])
-    check_table(rows, path)
-    return rows_of(rows)
 
 
 def _as_rows(entries: pa.Table, case_ids: pa.ChunkedArray) -> pa.Table:

@@ -228,6 +228,22 @@ class FeedConfig(Section):
     )
     ahead: int = Field(2, ge=0, description="mini-batches read ahead of the step")
     threads: int = Field(2, ge=1, description="threads that read a mini-batch's windows")
+    cache: Literal["none", "host", "device"] = Field(
+        "none", description="keep bags from their first use on in each worker's memory, or on its GPU"
+    )
+    cache_gb: float | None = Field(
+        None,
+        gt=0,
+        description="largest size of a worker's cache; unset: half of its share of the memory free at the start",
+    )
+
+    @model_validator(mode="after")
+    def _cached_where_read(self) -> FeedConfig:
+        if self.cache != "none" and self.read_in == "ray_data":
+            raise ValueError(
+                "feed.cache needs feed.read_in: worker; with ray_data windows are read in Ray's tasks, not in workers"
+            )
+        return self
 
 
 class ClusterConfig(Section):

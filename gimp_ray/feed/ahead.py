@@ -1,55 +1,74 @@
-"""Reading ahead: an iterator drawn in a thread, so that the next batch is read while this one is trained on."""
+"""Reading ahead: an iterator drawn in a thread, so that the next batch is read while this one is trained on.
+
+Memory: besides the item in the caller's hands at most `ahead` are there, those that wait and the one being made
+together. Nothing in here keeps hold of an item that was handed over.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterable
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class _End:
+    """The last thing in the queue: the error that ended the items, or none."""
+
+    error: BaseException | None = None
+
+
 def read_ahead(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]:
     """Draw from `items` in a thread, at most `ahead` items before they are asked for; errors come out where they are
-    met.
+    met. Closing it closes `items`, in the thread, and waits for that up to 5 s.
     """
     if ahead <= 0:
-        yield from items
+        with closed_after(items) as drawn:
+            yield from drawn
         return
-    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
-    stop = threading.Event()
-
-    def offer(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    ready: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    room = threading.Semaphore(ahead)  # taken before an item is made, given back when the caller has it
+    stop, end = threading.Event(), _End()
 
     def draw() -> None:
         try:
-            with closing(iter(items)) as drawn:  # type: ignore[type-var]
-                for item in drawn:
-                    if not offer((item, None)):
-                        return
-            offer((None, None))
+            with closed_after(items) as drawn:
+                while room.acquire() and not stop.is_set():
+                    made: list[Any] = [next(drawn, end)]
+                    if made[0] is end:
+                        break
+                    # the caller takes it out of the list: no frame in here keeps it alive
+                    ready.put(made)
+            ready.put(end)
         except BaseException as error:  # handed to the consumer, who raises it
-            offer((None, error))
+            ready.put(_End(error))
 
     thread = threading.Thread(target=draw, name="gimp-feed", daemon=True)
     thread.start()
     try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
+        while not isinstance(entry := ready.get(), _End):
+            room.release()
+            yield entry.pop()
+        if entry.error is not None:
+            raise entry.error
     finally:
         stop.set()
+        room.release()
         thread.join(timeout=5)
+
+
+@contextmanager
+def closed_after(items: Iterable[Item]) -> Generator[Iterator[Item], None, None]:
+    """An iterator over `items` that is closed at the block's end where it can be closed."""
+    drawn = iter(items)
+    try:
+        yield drawn
+    finally:
+        close = getattr(drawn, "close", None)
+        if close is not None:
+            close()

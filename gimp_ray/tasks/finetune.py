@@ -46,7 +46,7 @@ class Finetuning(PlannedTask):
         return Batching(balance="natural", size=self.config.finetune.batch_size, accumulate=self.settings.accumulate)
 
     def read(self, row: Row) -> Arrays:
-        patches, valid = read_bags(self.store, self.index, row.case, self.config.feed.threads)
+        patches, valid = read_bags(self.store, self.index, row.case, self.config.feed.threads, self.cache)
         arrays: Arrays = {"patches": patches, "valid": valid, "label": self.labels_of(row.case), "case": row.case}
         if self._genes_train:
             assert self.side is not None
@@ -64,7 +64,7 @@ class Finetuning(PlannedTask):
         # of this run, whatever the pre-training of the weights did
         aggregator.activation_checkpointing = self.config.model.activation_checkpointing
         encoder = None if self.side is None else self.side.encoder
-        model = GiMPClassifier(
+        model: nn.Module = GiMPClassifier(
             aggregator,
             freeze(encoder) if encoder is not None and self.config.finetune.freeze_genes else encoder,
             len(self.store.classes),
@@ -73,7 +73,9 @@ class Finetuning(PlannedTask):
             dropout=self.config.finetune.dropout,
             gene_dim=0 if self.side is None else self.side.dim,
         )
-        return model.to(device)
+        model = model.to(device)
+        self.keep_bags(device, self.index, *([] if self.validation is None else [self.validation]))
+        return model
 
     def loss(self, model: nn.Module, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         out = model(batch["patches"], valid=batch["valid"], **self._gene_arguments(batch, self.cls_ge))
@@ -85,11 +87,12 @@ class Finetuning(PlannedTask):
         if index is None:
             return None
 
-        bags = each_bag(self.store, index, shared_out(index, world.rank, world.size), self.config.feed.threads)
+        mine = shared_out(index, world.rank, world.size)
+        bags = each_bag(self.store, index, mine, self.config.feed.threads, self.cache)
         records = []
         for case, patches in read_ahead(bags, self.config.feed.ahead):
             batch = {
-                "patches": torch.from_numpy(patches).to(world.device),
+                "patches": torch.as_tensor(patches, device=world.device),
                 "case": torch.tensor([case], device=world.device),
             }
             if self._genes_train:

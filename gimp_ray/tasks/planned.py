@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
@@ -18,7 +19,9 @@ from gimp_ray.cohort.splits import patient_of
 from gimp_ray.config import Config, TrainConfig
 from gimp_ray.config_files import build_config
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.feed.cache import open_cache
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
+from gimp_ray.feed.windows import BagCache
 from gimp_ray.run_folder import RunFolder
 from gimp_ray.tasks.cards import trained_on
 
@@ -37,6 +40,7 @@ class PlannedTask:
     name: str
     # modalities the store must hold: `patches`, `genes`
     needs: tuple[str, ...] = ()
+    cache: BagCache | None = None
 
     def __init__(self, config: dict[str, Any], run: str) -> None:
         self.config: Config = build_config(config)
@@ -83,6 +87,11 @@ class PlannedTask:
         return np.unique([patient_of(str(case)) for case in self.index.case_ids], return_inverse=True)[1].astype(
             np.int64
         )
+
+    def keep_bags(self, device: torch.device, *indexes: CohortIndex) -> None:
+        """Open the cache of `feed.cache` for the slides of some indexes; the model is there, and its memory taken."""
+        feed = self.config.feed
+        self.cache = open_cache(self.store, indexes, feed.cache, feed.cache_gb, device)
 
     def preflight(self) -> None:
         """Refuse, before anything is started, models from elsewhere that must not be used here."""

@@ -82,7 +82,7 @@ class GimpPretraining(PlannedTask):
     def read(self, row: Row) -> Arrays:
         window = self.config.window.length
         return {
-            "patches": read_windows(self.store, self.index, row, window, self.config.feed.threads),
+            "patches": read_windows(self.store, self.index, row, window, self.config.feed.threads, self.cache),
             "masked": read_masks(row, window, self.config.mask.ratio),
             "label": self.labels_of(row.case),
             "case": row.case,
@@ -98,7 +98,9 @@ class GimpPretraining(PlannedTask):
         torch.manual_seed(self.seed)
         assert self.store.dim is not None
         encoder = None if self.side is None else freeze(self.side.encoder)
-        return GiMP(make_aggregator(self.store.dim, self.config.model), encoder, self.store.dim).to(device)
+        model = GiMP(make_aggregator(self.store.dim, self.config.model), encoder, self.store.dim).to(device)
+        self.keep_bags(device, self.index)
+        return model
 
     def loss(self, model: nn.Module, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         patches_BLE = batch["patches"]

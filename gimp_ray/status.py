@@ -1,4 +1,4 @@
-"""What a run folder says about its run: stage, progress, last figures, attempts, and failures with their reasons.
+"""What a run folder says about its run: stage, progress, last figures, attempts, restarts and failures with reasons.
 
 Reads only, a few small files, straight from where they are: of a run in object storage no copy is made or brought up
 to date, so asking never disturbs a run. Left out: what a finished run found out (`summary.md`), and asking the machine
@@ -31,7 +31,9 @@ from gimp_ray.run_folder import STAGES, as_place
 SILENT_S = 600.0
 SILENT_GAPS = 5
 # what a line of the log is about, as against what it measured
-_ABOUT = ("time", "stage", "epoch", "step", "steps", "kind")
+_ABOUT = ("time", "stage", "epoch", "epochs", "step", "steps", "kind")
+# of restarts, so many are told for people; the JSON has all
+RESTARTS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,12 @@ class RunStatus:
             `stopped` (by `stop_after`), `preempted` (it was asked to end, and saved), `interrupted`, `failed` or
             `done`.
         stage: the stage it is in, or ended in; `evaluation` after the last one; None before the first.
+        workers: training now, by the record; None where it does not say, or nothing runs.
         seconds_since_sign: since anything in the folder was written; None for an empty one.
         stages: those that were begun, or asked for by the last attempt.
         attempts: of the run's record: started, ended, command, host, stages, status.
+        restarts: of workers, oldest first: `attempt` (counted from 1), `time`, `reason`, and `workers` and `step` it
+            went on with where the record says them.
         failures: one sentence for each attempt that did not end well, oldest first.
         notes: what could not be read.
     """
@@ -85,9 +90,11 @@ class RunStatus:
     run: str
     state: str
     stage: str | None
+    workers: int | None
     seconds_since_sign: float | None
     stages: tuple[StageStatus, ...]
     attempts: tuple[dict[str, Any], ...]
+    restarts: tuple[dict[str, Any], ...]
     failures: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -111,7 +118,7 @@ def run_status(place: str, now: float | None = None) -> RunStatus:
     names = folder.names("")
     if not any(not name.startswith(".") for name in names):
         folder.must_exist()
-        return RunStatus(place, "empty", None, None, (), (), (), ())
+        return RunStatus(place, "empty", None, None, None, (), (), (), (), ())
     _refuse_other(place, names)
     notes: list[str] = []
     record = folder.json("run.json") if "run.json" in names else {}
@@ -129,9 +136,11 @@ def run_status(place: str, now: float | None = None) -> RunStatus:
         run=place,
         state=state,
         stage=_where(stages, state, bool(attempts)),
+        workers=attempts[-1].get("workers") if state == "running" else None,
         seconds_since_sign=None if since is None else round(since, 1),
         stages=stages,
         attempts=attempts,
+        restarts=tuple(_restarts(attempts)),
         failures=tuple(_failures(attempts, state)),
         notes=tuple(notes),
     )
@@ -304,6 +313,12 @@ def _where(stages: tuple[StageStatus, ...], state: str, begun: bool) -> str | No
     return stages[-1].name if state in ("done", "not begun", "stopped") else "evaluation"
 
 
+def _restarts(attempts: tuple[dict[str, Any], ...]) -> Iterable[dict[str, Any]]:
+    for number, attempt in enumerate(attempts, start=1):
+        for restart in attempt.get("restarts") or ():
+            yield {"attempt": number} | restart
+
+
 def _failures(attempts: tuple[dict[str, Any], ...], state: str) -> Iterable[str]:
     for number, attempt in enumerate(attempts, start=1):
         status = str(attempt.get("status", "running"))
@@ -317,7 +332,7 @@ def _failures(attempts: tuple[dict[str, Any], ...], state: str) -> Iterable[str]
 def format_status(status: RunStatus, now: float | None = None) -> str:
     """The status for people, a few lines."""
     since = status.seconds_since_sign
-    rows = [("run", status.run), ("state", _state_words(status.state, since))]
+    rows = [("run", status.run), ("state", _state_words(status.state, since, status.workers))]
     if status.stage is not None:
         rows.append(("stage", status.stage))
     rows += [("" if i else "stages", _stage_words(stage, status, now)) for i, stage in enumerate(status.stages)]
@@ -329,17 +344,19 @@ def format_status(status: RunStatus, now: float | None = None) -> str:
         ("" if i else "attempts", _attempt_words(i + 1, attempt, newest=i + 1 == len(status.attempts), status=status))
         for i, attempt in enumerate(status.attempts)
     ]
+    rows += [("" if i else "restarts", words) for i, words in enumerate(_restart_rows(status.restarts))]
     rows += [("" if i else "failures", reason) for i, reason in enumerate(status.failures)]
     rows += [("note", note) for note in status.notes]
     return "\n".join(f"{name:10}{text}" for name, text in rows)
 
 
-def _state_words(state: str, since: float | None) -> str:
+def _state_words(state: str, since: float | None, workers: int | None) -> str:
     ago = "" if since is None else f"{duration(since)} ago"
+    at_work = f" with {_counted(workers, 'worker')}" if workers else ""
     return {
         "empty": "empty: nothing was run here yet",
         "not begun": "not begun: there is no attempt in its record",
-        "running": f"running, last sign of life {ago}",
+        "running": f"running{at_work}, last sign of life {ago}",
         "silent": f"silent: by its record it runs, but its last sign of life was {ago}; if nothing runs, the same "
         "command goes on",
         "stopped": f"stopped as stop_after said, {ago}; the same command without it goes on",
@@ -374,7 +391,31 @@ def _attempt_words(number: int, attempt: dict[str, Any], newest: bool, status: R
         outcome = "no end noted"
     length = _between(attempt.get("started"), ended)
     took = "" if length is None else f" after {duration(length)}"
-    return f"{number}: {attempt.get('started', '?')} on {attempt.get('host', '?')}: {outcome}{took}"
+    restarts = len(attempt.get("restarts") or ())
+    again = f", {_counted(restarts, 'restart')} of workers" if restarts else ""
+    return f"{number}: {attempt.get('started', '?')} on {attempt.get('host', '?')}: {outcome}{took}{again}"
+
+
+def _restart_rows(restarts: tuple[dict[str, Any], ...]) -> Iterable[str]:
+    """How often workers were started again, and why the last few times."""
+    if not restarts:
+        return
+    shown = restarts[-RESTARTS_SHOWN:]
+    of_last = f", the last {len(shown)}:" if len(shown) < len(restarts) else ":"
+    yield f"{len(restarts)}{of_last}"
+    for restart in shown:
+        workers, step = restart.get("workers"), restart.get("step")
+        went_on = "" if workers is None else f" with {_counted(workers, 'worker')}"
+        went_on += "" if step is None else f" from step {step}"
+        reason = str(restart.get("reason") or "no reason noted").splitlines()[0]
+        yield (
+            f"attempt {restart['attempt']}, {restart.get('time', '?')}: {reason}"
+            f"{f'; went on{went_on}' if went_on else ''}"
+        )
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _between(started: Any, ended: Any) -> float | None:

@@ -89,6 +89,36 @@ def test_a_killed_run_is_silent_and_an_earlier_one_ended_without_a_word(tmp_path
     assert "the same command goes on" in format_status(later)
 
 
+def restart(step: int, **values: Any) -> dict[str, Any]:
+    return {
+        "time": f"2026-11-22T08:{step:02d}:00+0000",
+        "reason": f"worker {step} died: SIGKILL",
+        "step": step,
+    } | values
+
+
+def test_restarts_of_workers_are_told_with_their_reasons_and_what_went_on(tmp_path: Path) -> None:
+    attempts = [
+        attempt("failed: GimpError: no", ended="2026-11-22T08:30:00+0000", restarts=[restart(1)]),
+        attempt(workers=3, restarts=[restart(2, workers=4), {"time": "t", "reason": ""}, restart(4, workers=1)]),
+    ]
+    found = run_status(a_run(tmp_path / "a", attempts, [line(4, loss=1.0, epochs=4)]), now=NOW)
+    assert found.workers == 3 and [one["attempt"] for one in found.restarts] == [1, 2, 2, 2]
+    assert found.stages[-1].last == {"loss": 1.0}
+    text = format_status(found)
+    assert "running with 3 workers, last sign of life" in text
+    assert "on node-1: failed after 30 min 0 s, 1 restart of workers" in text and "running, 3 restarts" in text
+    told = [row[10:] for row in text.splitlines() if row.startswith(("restarts", "          attempt"))]
+    assert told == [
+        "4, the last 3:",
+        "attempt 2, 2026-11-22T08:02:00+0000: worker 2 died: SIGKILL; went on with 4 workers from step 2",
+        "attempt 2, t: no reason noted",
+        "attempt 2, 2026-11-22T08:04:00+0000: worker 4 died: SIGKILL; went on with 1 worker from step 4",
+    ]
+    over = run_status(a_run(tmp_path / "b", [attempt("done", workers=2, restarts=[])], []), now=NOW)
+    assert over.workers is None and over.restarts == () and "\nrestarts" not in format_status(over)
+
+
 def test_lines_far_apart_are_no_silence(tmp_path: Path) -> None:
     place = a_run(tmp_path / "a", [attempt()], [line(i, time=NOW - 4000 + 1000 * i) for i in range(1, 4)])
     assert run_status(place, now=NOW + 1000).state == "running"
@@ -120,11 +150,17 @@ def test_a_real_run_and_its_json(tiny: Config, tmp_path: Path) -> None:
     answer = CliRunner().invoke(status_command, [str(tmp_path / "run"), "--json"])
     assert answer.exit_code == 0
     tree = json.loads(answer.output)
+    assert tree["restarts"] == [] and tree["workers"] is None
     assert tree["state"] == "done" and [stage["state"] for stage in tree["stages"]] == ["done", "done"]
     last = tree["stages"][-1]
     assert last["epoch"] == last["epochs"] == config.train.epochs and last["last"]["loss"] > 0
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before, "asking changes nothing"
     assert "done" in CliRunner().invoke(status_command, [str(tmp_path / "run")]).output
+    summary = (tmp_path / "run" / "summary.md").read_text()
+    assert "made in one attempt, without a restart of workers. No training step was skipped." in summary
+    RunFolder(tmp_path / "run").update(lambda record: record["attempts"][-1].update(restarts=[restart(5)]))
+    text = CliRunner().invoke(status_command, [str(tmp_path / "run")]).output
+    assert "restarts  1:" in text and "worker 5 died: SIGKILL; went on from step 5" in text
 
 
 def test_an_empty_folder_and_one_that_only_has_a_config(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 A tracker never stops or slows a training: each has a thread of its own and a queue, and one that fails, or does not
 answer, is warned about once and dropped. Only a package that is not installed is refused, before anything is computed.
-A run that goes on writes to the tracker's run it began. Left out: TensorBoard, which is always written (`log.py`), and
-models and predictions, which stay in the run folder.
+A run that goes on writes to the tracker's run it began, also where workers were restarted before the first checkpoint.
+Left out: TensorBoard, which is always written (`log.py`), and models and predictions, which stay in the run folder.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -125,7 +126,8 @@ def open_trackers(log: Any, settings: Any, run: str, stage: str, folder: Path, a
         run: the run folder as the user named it.
         stage: the stage's name.
         folder: the stage's folder; what is needed to go on with a tracker's run is kept there.
-        anew: whether the stage begins, so that earlier runs of the tracker are not gone on with.
+        anew: whether the stage begins at its first step; a run that an earlier attempt began in the tracker is then
+            gone on with only if the settings are still the same, which is what the tracker shows of it.
 
     Raises:
         ConfigError: a package is not installed.
@@ -133,22 +135,49 @@ def open_trackers(log: Any, settings: Any, run: str, stage: str, folder: Path, a
     require_trackers(log)
     name = f"{run.rstrip('/').rpartition('/')[2]}-{stage}"
     senders = []
+    params = _flat(settings)
     if uri := getattr(log, "mlflow", None):
-        file = folder / "mlflow.json"
-        senders.append(Sender("MLflow", lambda: _MLflow(uri, name, _known(file, uri, anew), file, _flat(settings))))
+        in_mlflow = _Kept(folder / "mlflow.json", uri, params, anew)
+        senders.append(Sender("MLflow", lambda: _MLflow(uri, name, in_mlflow, params)))
     if project := getattr(log, "wandb", None):
-        kept = folder / "wandb.json"
-        known = _known(kept, project, anew)
-        senders.append(Sender("Weights & Biases", lambda: _Wandb(project, name, known, kept, _flat(settings))))
+        in_wandb = _Kept(folder / "wandb.json", project, params, anew)
+        senders.append(Sender("Weights & Biases", lambda: _Wandb(project, name, in_wandb, params)))
     if _ray_is_up():
         senders.append(Sender("Ray's metrics", lambda: _RayGauges(stage)))
     return senders
 
 
+class _Kept:
+    """What is needed to go on with a tracker's run: a small file in the stage's folder.
+
+    Args:
+        file: the file.
+        where: the tracker's place that the config names; a run at another place is not gone on with.
+        params: the stage's settings as the tracker shows them.
+        anew: whether the stage begins at its first step; see `open_trackers`.
+
+    Attributes:
+        run: the tracker's run that an earlier attempt began; None where there is none to go on with.
+    """
+
+    def __init__(self, file: Path, where: str, params: dict[str, str], anew: bool) -> None:
+        self.folder = file.parent
+        self._file, self._tree = file, {"where": where, "params": params}
+        self.run: str | None = None
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no such file, or it is damaged
+            tree = json.loads(file.read_text())
+            if tree["where"] == where and (not anew or tree["params"] == params):
+                self.run = str(tree["run"])
+
+    def keep(self, run: str) -> None:
+        """Note the tracker's run."""
+        write_json(self._file, {"run": run} | self._tree)
+
+
 class _MLflow:
     """A run of an MLflow experiment, through the client: nothing global is set."""
 
-    def __init__(self, uri: str, name: str, known: str | None, keep: Path, params: dict[str, str]) -> None:
+    def __init__(self, uri: str, name: str, kept: _Kept, params: dict[str, str]) -> None:
         if "://" not in uri or uri.startswith("file:"):
             # newer versions ask for this before they write files, which is what the config asks for
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -157,15 +186,15 @@ class _MLflow:
 
         self._metric = Metric
         self._client = MlflowClient(tracking_uri=uri)
-        if known is None:
+        if kept.run is None:
             found = self._client.get_experiment_by_name("gimp_ray")
             experiment = self._client.create_experiment("gimp_ray") if found is None else found.experiment_id
             self._run = self._client.create_run(experiment, run_name=name).info.run_id
             self._client.log_batch(self._run, params=[Param(key, value) for key, value in params.items()])
-            write_json(keep, {"where": uri, "run": self._run})
+            kept.keep(self._run)
         else:
-            self._run = known
-            self._client.set_terminated(known, "RUNNING")
+            self._run = kept.run
+            self._client.set_terminated(kept.run, "RUNNING")
 
     def write(self, kind: str, step: int, when: float, figures: Figures) -> None:
         self._client.log_batch(
@@ -180,11 +209,11 @@ class _MLflow:
 class _Wandb:
     """A run of a Weights & Biases project; nothing leaves the machine unless the environment says that it may."""
 
-    def __init__(self, project: str, name: str, known: str | None, keep: Path, params: dict[str, str]) -> None:
+    def __init__(self, project: str, name: str, kept: _Kept, params: dict[str, str]) -> None:
         import wandb
 
-        number = known or uuid.uuid4().hex[:8]
-        write_json(keep, {"where": project, "run": number})
+        number = kept.run or uuid.uuid4().hex[:8]
+        kept.keep(number)
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         self._run = wandb.init(
             project=project,
@@ -192,7 +221,7 @@ class _Wandb:
             id=number,
             resume="allow",
             mode=mode,
-            dir=str(keep.parent),
+            dir=str(kept.folder),
             config=params,
             settings=wandb.Settings(silent=True, console="off"),
         )
@@ -255,17 +284,6 @@ def _ray_is_up() -> bool:
     """Whether this process is one of Ray's; it is never imported for this."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
-
-
-def _known(file: Path, where: str, anew: bool) -> str | None:
-    """The tracker's run that an earlier attempt began at the same place."""
-    if anew or not file.exists():
-        return None
-    try:
-        tree = json.loads(file.read_text())
-        return str(tree["run"]) if tree["where"] == where else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _flat(settings: Any) -> dict[str, str]:

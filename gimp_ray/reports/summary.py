@@ -14,7 +14,7 @@ from typing import Any
 from gimp_ray.reports import tables
 from gimp_ray.reports.figures import confusion_figure, curves_figure, save_figure, tsne_figure
 from gimp_ray.reports.reading import RunData, read_run, vectors
-from gimp_ray.run_folder import RunFolder, write_text
+from gimp_ray.run_folder import STAGES, RunFolder, read_json, write_text
 
 EMBEDDING_TITLES = {
     "pretrain": "CLS_pat after pre-training, by case",
@@ -110,14 +110,49 @@ def _what_was_run(run: RunData) -> str:
             f"\nLast command: `{last.get('command', '?')}`, started {last.get('started', '?')}, "
             f"{last.get('status', '?')}."
         )
-        if len(attempts) > 1:
-            lines.append(f"The run was continued: {len(attempts)} attempts in all.")
+        lines.append(_how_it_went(run, attempts))
     if run.setting("seed") is not None:
         lines.append(
             f"\nSeed {run.setting('seed')}, {run.setting('train.workers')} worker(s), "
             f"precision {run.setting('train.precision')}."
         )
     return "\n".join(lines)
+
+
+def _how_it_went(run: RunData, attempts: list[dict[str, Any]]) -> str:
+    """Attempts, restarts of workers and skipped steps: whether the result was made in one go."""
+    ended = Counter(_outcome(attempt, newest=attempt is attempts[-1]) for attempt in attempts)
+    how = ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
+    made = f"made in {len(attempts)} attempts ({how})" if len(attempts) > 1 else "made in one attempt"
+    restarts = sum(len(attempt.get("restarts") or ()) for attempt in attempts)
+    times = "once" if restarts == 1 else f"{restarts} times"
+    again = f"with its workers started again {times}" if restarts else "without a restart of workers"
+    skipped = _skipped(run)
+    if not skipped:
+        left_out = "No training step was skipped."
+    else:
+        each = ", ".join(f"{stage} {count}" for stage, count in skipped.items())
+        left_out = f"Training steps skipped, since their loss or gradient was not finite: {each}."
+    return f"\nThe result was {made}, {again}. {left_out}"
+
+
+def _outcome(attempt: dict[str, Any], newest: bool) -> str:
+    outcome = str(attempt.get("status", "running")).partition(":")[0]
+    return outcome if newest or outcome != "running" else "ended without a word"
+
+
+def _skipped(run: RunData) -> dict[str, int]:
+    """Stage -> optimiser steps left out, by its card, or by its log where it is not finished."""
+    folder, found = RunFolder(run.path), {}
+    for stage in STAGES:
+        if folder.stage_done(stage):
+            count = read_json(folder.model_card(stage)).get("skipped_batches")
+        else:
+            lines = [line for line in run.logs.get(stage, []) if line.get("kind") == "skipped"]
+            count = lines[-1].get("skipped", len(lines)) if lines else None
+        if count:
+            found[stage] = int(count)
+    return found
 
 
 def _data(run: RunData) -> str:

@@ -186,6 +186,24 @@ def test_mlflow_gets_the_figures_and_its_run_is_gone_on_with(monkeypatch: pytest
     assert ("create", "a-pretrain") not in calls and calls[-1] == ("status", "r1", "FAILED")
 
 
+def test_a_stage_restarted_before_its_first_checkpoint_stays_one_run_unless_its_settings_changed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    calls = fake_mlflow(monkeypatch)
+    created = []
+    for folder, lr, uri in (("a", 0.5, "x"), ("a", 0.5, "x"), ("a", 0.1, "x"), ("a", 0.1, "y"), ("b", 0.1, "y")):
+        calls.clear()
+        settings = StageSettings(lr=lr, log=LogConfig(mlflow=f"http://{uri}:5000"))
+        with MetricsLog(tmp_path / folder, "pretrain", 0, True, 9, settings, f"runs/{folder}") as log:
+            log.write("step", 0, 1, {"loss": 1.0})
+        created.append(("create", f"{folder}-pretrain") in calls)
+    assert created == [True, False, True, True, True]
+    (tmp_path / "b" / "mlflow.json").write_text("{")
+    with MetricsLog(tmp_path / "b", "pretrain", 1, True, 9, settings, "runs/b") as log:
+        log.write("step", 0, 2, {"loss": 1.0})
+    assert calls.count(("create", "b-pretrain")) == 2, "a damaged note costs a new run, and nothing else"
+
+
 def test_wandb_is_offline_unless_the_environment_has_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     inits: list[dict[str, Any]] = []
     logged: list[dict[str, float]] = []
@@ -231,18 +249,20 @@ def test_the_real_packages_offline(package: str, monkeypatch: pytest.MonkeyPatch
     pytest.importorskip(package, reason=f"the optional extra {package} is not installed")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     log = LogConfig(mlflow=(tmp_path / "ml").as_uri()) if package == "mlflow" else LogConfig(wandb="gimp")
-    for step in (0, 1):
-        with MetricsLog(tmp_path / "a", "genes", step, True, 9, StageSettings(log=log), "runs/a") as metrics:
-            metrics.write("step", 0, step + 1, {"loss": 1.0 + step})
+    for begun, step in ((0, 1), (0, 1), (1, 2)):  # begun, restarted before a checkpoint, and after one
+        with MetricsLog(tmp_path / "a", "genes", begun, True, 9, StageSettings(log=log), "runs/a") as metrics:
+            metrics.write("step", 0, step, {"loss": float(step)})
     known = json.loads((tmp_path / "a" / f"{package}.json").read_text())["run"]
     if package == "mlflow":
         from mlflow.tracking import MlflowClient
 
         found = MlflowClient(tracking_uri=(tmp_path / "ml").as_uri())
-        assert [m.value for m in found.get_metric_history(known, "step/loss")] == [1.0, 2.0]
+        assert [m.value for m in found.get_metric_history(known, "step/loss")] == [1.0, 1.0, 2.0]
         assert found.get_run(known).info.status == "FINISHED"
     else:
-        assert [*(tmp_path / "a" / "wandb").glob(f"offline-run-*-{known}")]
+        # each attempt has a folder of its own, which `wandb sync` sends to the same run
+        folders = [*(tmp_path / "a" / "wandb").glob("offline-run-*")]
+        assert folders and all(folder.name.endswith(f"-{known}") for folder in folders)
 
 
 def test_trackers_and_the_line_may_change_between_attempts(tiny: Config) -> None:

@@ -126,6 +126,28 @@ def test_a_finished_run_gets_a_whole_page(run_dir: Path) -> None:
     assert "ransductive" not in text
 
 
+def test_the_page_says_in_how_many_goes_the_result_was_made(without_figures: Path) -> None:
+    alone = "The result was made in one attempt, without a restart of workers. No training step was skipped."
+    assert alone in write_report(without_figures).read_text()
+    file = without_figures / "run.json"
+    died = {"time": "2026-01-02T03:04:05", "reason": "killed"}
+    attempts = [
+        {"status": "running", "restarts": [died, died]},
+        {"status": "preempted"},
+        {"status": "failed: GimpError: no", "restarts": [died]},
+        {"status": "done", "command": "gimp run"},
+    ]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"attempts": attempts}))
+    for name, text in (("finetune.json", '{"skipped_batches": 2}'), ("finetune.safetensors", "w")):
+        (without_figures / name).write_text(text)
+    skipped = [{"epoch": 0, "step": i, "kind": "skipped", "skipped": i} for i in (1, 2, 3)]
+    (without_figures / "pretrain/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in skipped))
+    text = write_report(without_figures).read_text()
+    assert "made in 4 attempts (1 ended without a word, 1 preempted, 1 failed, 1 done)" in text
+    assert "with its workers started again 3 times" in text
+    assert "Training steps skipped, since their loss or gradient was not finite: pretrain 3, finetune 2." in text
+
+
 def test_what_differs_from_the_paper_stands_out(without_figures: Path) -> None:
     text = write_report(without_figures).read_text()
     assert "| window length L, patches | 6000 | **1024** | `window.length` |" in text

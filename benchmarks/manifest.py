@@ -188,9 +188,9 @@ def _measure_plan(store: str) -> list[_Row]:
     split, of_split = _timed("split kfold, fold 0", lambda: opened.split("kfold", 0))
     index, of_index = _timed("index of its training cases", lambda: index_cases(opened, split.train))
     of_index.pickle = len(pickle.dumps(index))
-    _, balanced = _timed("plan of an epoch, classes", lambda: epoch_plan(0, 0, 8, index, Batching(window=6000)))
+    _, balanced = _timed("plan of an epoch, classes", lambda: epoch_plan(0, 0, index, Batching(window=6000)))
     natural = Batching(balance="natural", window=6000)
-    _, even = _timed("plan of an epoch, every case once", lambda: epoch_plan(0, 0, 8, index, natural))
+    _, even = _timed("plan of an epoch, every case once", lambda: epoch_plan(0, 0, index, natural))
     return [of_split, of_index, balanced, even]
 
 

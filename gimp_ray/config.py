@@ -8,7 +8,7 @@ dataclasses beside the code they steer.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -43,7 +43,11 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1, description="mini-batches of a worker per optimiser step")
     precision: Precision = Field("fp32", description="bf16: autocast; weights and optimiser stay in fp32")
     compile: bool = Field(False, description="torch.compile the model: slow first steps, then faster ones")
-    workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process without Ray")
+    workers: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)] = Field(
+        1,
+        description="Ray Train workers; 0 trains in this process without Ray; [1, 4]: as many as there is room for, "
+        "from 1 to 4, and a run goes on with fewer when a node is lost, with more when one comes",
+    )
     use_gpu: bool | None = Field(None, description="one GPU a worker; unset: where the cluster has one")
     cpus_per_worker: float = Field(1, gt=0, description="logical CPUs Ray reserves for each worker")
     threads: int = Field(0, ge=0, description="torch threads of a worker; 0: the host's cores shared among its workers")
@@ -55,6 +59,22 @@ class TrainConfig(Section):
     stop_after: int | None = Field(
         None, ge=1, description="stop this stage cleanly after this epoch; the same command without it continues"
     )
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> TrainConfig:
+        if isinstance(self.workers, list) and (len(self.workers) != 2 or self.workers[0] > self.workers[1]):
+            raise ValueError("train.workers must be a number, or a range such as [1, 4]")
+        return self
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the most of a range."""
+        return self.workers[-1] if isinstance(self.workers, list) else self.workers
+
+    @property
+    def fewest_workers(self) -> int | None:
+        """The fewest of a range; None where the number is fixed."""
+        return self.workers[0] if isinstance(self.workers, list) else None
 
 
 class StageTrainConfig(Section):
@@ -252,6 +272,9 @@ class ClusterConfig(Section):
     address: str | None = Field(None, description="address of a running cluster; unset: RAY_ADDRESS, else a local one")
     num_cpus: int | None = Field(
         None, ge=1, description="logical CPUs of a local cluster; unset: cores, and always enough for Ray Data"
+    )
+    resize_seconds: float = Field(
+        60, gt=0, description="how often Ray looks for room for more workers, where train.workers is a range"
     )
 
 

@@ -124,7 +124,7 @@ def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], e
         for stage in stages
         if not run.stage_done(stage)
     ]
-    _check_early(jobs, config.train.workers)
+    _check_early(jobs)
     if evaluated and not getattr(store.split(config.split.scheme, config.split.fold), config.evaluate.part):
         raise InputError(
             f"the split has no {config.evaluate.part} part to evaluate on",
@@ -149,15 +149,14 @@ def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], e
     write_report(run.place)
 
 
-def _check_early(jobs: list[Job], workers: int) -> None:
+def _check_early(jobs: list[Job]) -> None:
     """Refuse what can be refused before a cluster is started: a split that leaks, a class without two cases, a
     missing modality.
     """
     for job in jobs:
         task = job.factory(**job.arguments)
         task.preflight()
-        task.plan.total_steps(max(1, workers))
-        asked, allowed = task.batching, effective(task.batching, task.index, max(1, workers))
+        asked, allowed = task.batching, effective(task.batching, task.index)
         if asked != allowed:
             changed = ", ".join(
                 f"{k} {v} -> {getattr(allowed, k)}" for k, v in vars(asked).items() if v != getattr(allowed, k)
@@ -195,7 +194,9 @@ def workers_of(config: Config) -> Workers:
     """How the config's workers are launched."""
     train, feed, checkpoint = config.train, config.feed, config.checkpoint
     return Workers(
-        count=train.workers,
+        count=train.most_workers,
+        at_least=train.fewest_workers,
+        resize_seconds=config.cluster.resize_seconds,
         use_gpu=train.use_gpu,
         cpus=train.cpus_per_worker,
         threads=train.threads,

@@ -47,7 +47,7 @@ class StageStatus:
         epochs: epochs it is to have; None where the config does not say.
         step: optimiser steps done, by the log.
         steps: optimiser steps it is to have; None where the log does not say.
-        checkpoint: mini-batches of a worker at the newest checkpoint, where the next attempt goes on; None without one.
+        checkpoint: optimiser steps at the newest checkpoint, where the next attempt goes on; None without one.
         last: figures of the newest step line (loss and its parts, cases/s, ...).
         validation: figures of the newest validation line.
         logged: when the newest line was written, in seconds since 1970; None without a line.

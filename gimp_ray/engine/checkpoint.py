@@ -1,8 +1,8 @@
 """Checkpoints: safetensors and JSON in a folder that appears whole or not at all.
 
 A checkpoint holds the model, the optimiser's moments, the position in the plan, running averages and the best
-validation score. There is no random state in it: every step seeds its draws from (seed, step, rank). Nothing here
-ever runs a pickle.
+validation score, and nothing that depends on the number of workers. There is no random state in it: every mini-batch
+seeds its draws from (seed, epoch, its number). Nothing here ever runs a pickle.
 """
 
 from __future__ import annotations
@@ -23,27 +23,25 @@ from gimp_ray.run_folder import read_json, whole_folder, write_json
 from gimp_ray.weights import part
 
 log = logging.getLogger(__name__)
-FORMAT = 2
+FORMAT = 3
 STALE_SECONDS = 3600.0
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int
-) -> Path:
-    """Write `folder/step-NNNNNNNN` and remove all but the newest `keep`.
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What is trained, copied to the host's memory, so that training may go on while it is written."""
+    tensors = {f"model.{name}": _copied(value) for name, value in model.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": _copied(value) for key, value in moments.items()}
+    return tensors
 
-    Steps are numbered by the number of workers. A run that goes on with more of them comes to lower numbers than its
-    checkpoints have: those of higher numbers are then older, and go.
-    """
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int) -> Path:
+    """Write `folder/step-NNNNNNNN`, named by the optimiser steps done, and remove all but the newest `keep`."""
     target = folder / f"step-{step:08d}"
-    tensors = {f"model.{name}": value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    tensors |= _optimizer_tensors(optimizer)
     with whole_folder(target) as aside:
         save_file(tensors, aside / "state.safetensors")
         write_json(aside / "state.json", {"format": FORMAT, "step": step, **state})
-    folders = checkpoint_folders(folder)
-    newest = folders.index(target) + 1
-    for old in folders[newest:] + folders[:newest][:-keep]:
+    for old in checkpoint_folders(folder)[:-keep]:
         shutil.rmtree(old)
     return target
 
@@ -105,9 +103,5 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"optimizer.{number}.{key}": value.detach().cpu().contiguous()
-        for number, moments in optimizer.state_dict()["state"].items()
-        for key, value in moments.items()
-    }
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()

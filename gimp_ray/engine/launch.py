@@ -1,15 +1,14 @@
 """Running stages on Ray Train: one worker group goes through all the stages of a run, one after another.
 
-A worker group costs 20 to 40 s to start, so a run asks for one only once. Every stage's dataset is a callable, made
-anew at each (re)start of the group, so it begins at the stage's last checkpoint. Checkpoints and logs are ours, in
-the run folder; Ray's own bookkeeping of an attempt stays under `RUN/ray`. With 0 workers the same stages run in this
-process, without Ray.
+A worker group costs 20 to 40 s to start, so a run asks for one only once. Every stage's dataset is made anew at each
+(re)start of the group, so it begins at the stage's last checkpoint and is for as many workers as there are then.
+Checkpoints and logs are ours, in the run folder; Ray's own bookkeeping of an attempt stays under `RUN/ray`. With 0
+workers the same stages run in this process, without Ray.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
 import uuid
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 
 from gimp_ray.engine import stopping
-from gimp_ray.engine.loop import MEMORY_FIX, Report, Saving, agreed, find_start, gather_records, train
+from gimp_ray.engine.loop import MEMORY_FIX, Report, Saving, agreed, gather_records, train
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
+from gimp_ray.engine.starting import find_start
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
 from gimp_ray.places import is_uri, resolve
@@ -51,9 +51,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Workers:
-    """What the workers are, and how batches reach them."""
+    """What the workers are, and how batches reach them.
+
+    Attributes:
+        count: how many; 0 trains in this process without Ray.
+        at_least: as few as this will do where the cluster has no room for `count`; None for `count`.
+        resize_seconds: how often Ray looks whether there is room for more, where there are fewer than `count`.
+    """
 
     count: int = 1
+    at_least: int | None = None
+    resize_seconds: float = 60.0
     use_gpu: bool | None = None
     cpus: float = 1
     threads: int = 0
@@ -137,6 +145,34 @@ def _note_stage(run: RunFolder, name: str, seconds: float) -> None:
     run.update(change)
 
 
+def _note_restart(run: RunFolder, what: dict[str, Any]) -> None:
+    """Note in the run's record that its present attempt went on from a checkpoint."""
+
+    def change(record: dict[str, Any]) -> None:
+        if record.get("attempts"):
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            record["attempts"][-1].setdefault("restarts", []).append({"time": now, **what})
+
+    run.update(change)
+
+
+def _note_workers(run: RunFolder, count: int) -> None:
+    """Note how many workers train now; where there were others before, that is a restart or belongs to one."""
+
+    def change(record: dict[str, Any]) -> None:
+        attempt = record["attempts"][-1] if record.get("attempts") else {}
+        before, attempt["workers"] = attempt.get("workers"), count
+        restarts = attempt.get("restarts", [])
+        if restarts and "workers" not in restarts[-1]:
+            restarts[-1]["workers"] = count
+        elif before not in (None, count):
+            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+            reason = f"the cluster has room for {count} worker(s) now, {before} before"
+            attempt.setdefault("restarts", []).append({"time": now, "reason": reason, "workers": count})
+
+    run.update(change)
+
+
 def _run_on_ray(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> str:
     """Start worker groups until the jobs are done; a failure costs a restart from the last checkpoints, a refusal none.
 
@@ -164,8 +200,11 @@ def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool)
             failures += 1
             if 0 <= workers.max_failures < failures:
                 raise _failure(error, failures) from error
+            reason = _reason(error)
+            _note_restart(run, {"reason": reason})
             print(
-                f"worker failure {failures} (of {workers.max_failures}), going on from the last checkpoint", flush=True
+                f"worker failure {failures} (of {workers.max_failures}), going on from the last checkpoint: {reason}",
+                flush=True,
             )
     return "preempted"
 
@@ -192,7 +231,10 @@ def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: b
             "report_epochs": report_epochs,
         },
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.count, use_gpu=use_gpu, resources_per_worker=_resources(workers, use_gpu)
+            num_workers=workers.count if workers.at_least is None else (workers.at_least, workers.count),
+            use_gpu=use_gpu,
+            resources_per_worker=_resources(workers, use_gpu),
+            elastic_resize_monitor_interval_s=workers.resize_seconds,
         ),
         run_config=ray.train.RunConfig(
             # Ray's own state of an attempt must never decide where the next one begins, so each has its own name
@@ -200,12 +242,9 @@ def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: b
             **ray_storage(run, "ray"),
             failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
-        datasets={
-            job.name: functools.partial(_dataset, job, place, workers.count, workers.read_in)
-            for job in jobs
-            if job.trains
-        },
-        dataset_config=_in_order(),
+        # what is read is made where the number of workers is known
+        datasets={job.name: _placeholder for job in jobs if job.trains},
+        dataset_config=_planned_data(jobs, place, workers.read_in),
     )
 
 
@@ -272,26 +311,41 @@ def _resources(workers: Workers, use_gpu: bool) -> dict[str, float]:
     return {"CPU": workers.cpus} | ({"GPU": 1} if use_gpu else {})
 
 
-def _in_order() -> Any:
-    """Rows reach ranks in the plan's order: row i goes to rank i mod n."""
+def _placeholder() -> Any:
+    import ray.data
+
+    return ray.data.range(1)
+
+
+def _planned_data(jobs: list[Job], run: str, read_in: str) -> Any:
+    """Ray's question for each rank's data, answered with what the plan has left for so many ranks.
+
+    Rows reach ranks in the plan's order: row i goes to rank i mod n.
+    """
     import ray.data
     import ray.train
 
-    return ray.train.DataConfig(
-        execution_options=ray.data.ExecutionOptions(preserve_order=True), enable_shard_locality=False
-    )
+    class PlannedData(ray.train.DataConfig):
+        """Makes a stage's dataset when the first rank asks for it, anew for every start of the worker group."""
+
+        def configure(self, datasets: Any, world_size: int, *rest: Any, **more: Any) -> Any:
+            planned = {
+                job.name: _dataset(job, run, world_size, read_in) for job in jobs if job.trains and job.name in datasets
+            }
+            return super().configure(planned, world_size, *rest, **more)
+
+    return PlannedData(execution_options=ray.data.ExecutionOptions(preserve_order=True), enable_shard_locality=False)
 
 
 def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
-    """A stage's dataset from its last checkpoint on; Ray calls this at every start of the worker group."""
-    task = job.factory(**job.arguments)
+    """A stage's dataset from its last checkpoint on."""
     folder = RunFolder(run)
-    # on the machine of Ray's controller, which need not be a worker's
+    # on a machine that need not be a worker's
     folder.pull_models()
     start = 0
     if not folder.stage_done(job.name):
         folder.pull_stage(job.name)
-        start = find_start(task, folder, world_size).step
+        start = find_start(job.name, folder).position
     return plan_dataset(job.factory, job.arguments, start, world_size, read_in)  # type: ignore[arg-type]
 
 
@@ -309,10 +363,12 @@ def _worker(config: dict[str, Any]) -> str:
     shards = {job.name: ray.train.get_dataset_shard(job.name) for job in config["jobs"] if job.trains}
 
     def make_batches(job: Job, task: TrainTask) -> Callable[[int], Any]:
-        return lambda start: shard_batches(shards[job.name], task, start, world.rank, world.size, config["ahead"])
+        return lambda start: shard_batches(shards[job.name], task, start, world.rank, config["ahead"])
 
     report = ray.train.report if config["report_epochs"] else None
     run, saving = RunFolder(config["run"]), Saving(**config["saving"])
+    if world.rank == 0:
+        _note_workers(run, world.size)
     with stopping.watching(config["run"]) if world.rank == 0 else contextlib.nullcontext():
         return _go_through(config["jobs"], run, saving, world, make_batches, report)
 
@@ -330,12 +386,17 @@ def _refusal(error: Exception) -> GimpError | None:
 
 
 def _failure(error: Exception, failures: int) -> GimpError:
-    words = str(error).strip().splitlines()
-    full = [line for line in words if any(sign in line for sign in OUT_OF_MEMORY)]
+    full = [line for line in str(error).splitlines() if any(sign in line for sign in OUT_OF_MEMORY)]
     if full:
         return GimpError("a worker ran out of memory, and Ray ended it", found=full[-1][:300], fix=MEMORY_FIX)
     return GimpError(
         f"training failed on the cluster {failures} time(s), more often than train.max_failures allows",
-        found=words[-1] if words else repr(error),
+        found=_reason(error),
         fix="see the lines above; the same command continues from the last checkpoint",
     )
+
+
+def _reason(error: Exception) -> str:
+    """One line that says why a worker group ended."""
+    words = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return words[-1][:300] if words else repr(error)[:300]

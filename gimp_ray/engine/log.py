@@ -28,34 +28,39 @@ class Meter:
 
     Args:
         state: what `state` gave, to go on from a checkpoint.
+        rank: of this worker; the first one goes on with what all had.
     """
 
-    def __init__(self, state: dict[str, list[float]] | None = None) -> None:
-        self._sums = {name: torch.tensor(sum_, dtype=torch.float64) for name, (sum_, _) in (state or {}).items()}
-        self._counts = {name: int(count) for name, (_, count) in (state or {}).items()}
+    def __init__(self, state: dict[str, list[float]] | None = None, rank: int = 0) -> None:
+        # a figure's weighted sum and its weight
+        self._sums = {
+            name: torch.tensor(pair if rank == 0 else [0.0, 0.0], dtype=torch.float64)
+            for name, pair in (state or {}).items()
+        }
 
-    def add(self, figures: dict[str, Tensor]) -> None:
+    def add(self, figures: dict[str, Tensor], weight: float = 1.0) -> None:
+        """Add figures with a weight. NaN counts as not known: a mini-batch without triplets has no distances."""
         for name, value in figures.items():
             figure = value.detach().to(torch.float64)
-            self._sums[name] = self._sums[name].to(figure.device) + figure if name in self._sums else figure
-            self._counts[name] = self._counts.get(name, 0) + 1
+            known = ~figure.isnan()
+            pair = torch.stack([figure.where(known, 0.0), known.to(torch.float64)]) * weight
+            self._sums[name] = self._sums[name].to(pair.device) + pair if name in self._sums else pair
 
     def state(self, world: World) -> dict[str, list[float]]:
-        """Sum, averaged over ranks, and count of each figure. Every rank calls it, and goes on from the average."""
+        """Sum and weight of each figure over all ranks. Every rank calls it; the first goes on from there."""
         if not self._sums:
             return {}
         names = sorted(self._sums)
-        sums = torch.stack([self._sums[name].to(world.device) for name in names])
+        pairs = torch.stack([self._sums[name].to(world.device) for name in names])
         if world.size > 1:
-            dist.all_reduce(sums)
-            sums /= world.size
-        values = sums.cpu()
-        self._sums = {name: values[i] for i, name in enumerate(names)}
-        return {name: [float(values[i]), self._counts[name]] for i, name in enumerate(names)}
+            dist.all_reduce(pairs)
+        found: dict[str, list[float]] = dict(zip(names, pairs.cpu().tolist(), strict=True))
+        self._sums = Meter(found, world.rank)._sums
+        return found
 
     def means(self, world: World) -> dict[str, float]:
-        """Means over steps and ranks. Every rank calls it."""
-        return {name: total / count for name, (total, count) in self.state(world).items()}
+        """Means over what was added on all ranks; figures that were never known are left out. Every rank calls it."""
+        return {name: total / weight for name, (total, weight) in self.state(world).items() if weight > 0}
 
 
 class MetricsLog:

@@ -1,18 +1,21 @@
 """The training loop: one stage of a run on one rank, from its last checkpoint to its final model. No Ray in here.
 
-Everything random in a step is seeded from (seed, step, rank), the learning rate is a function of the step and batches
-come from a pure plan, so a run that was stopped and one that was not go through the same states. A step counts
-mini-batches of a rank over all epochs; an optimiser step takes `accumulate` of them. At each optimiser step the
-ranks agree on whether one of them met a bad batch, was asked to end, or finds a checkpoint due by the clock.
+Everything random in a mini-batch is seeded from (seed, epoch, its number in the epoch), the learning rate is a function
+of the position in the stage and batches come from a pure plan, so a run that was stopped and one that was not go
+through the same states. A position counts mini-batches of all ranks over all epochs; a step is one mini-batch of every
+rank, and an optimiser step takes `accumulate` of them. At each optimiser step the ranks agree on whether one of them
+met a bad batch, was asked to end, or finds a checkpoint due by the clock. Left out: where a stage goes on
+(`starting.py`), what a checkpoint is (`checkpoint.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +26,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gimp_ray.engine import stopping
-from gimp_ray.engine.checkpoint import (
-    checkpoint_folders,
-    latest_checkpoint,
-    load_checkpoint,
-    remove_stale,
-    save_checkpoint,
-)
+from gimp_ray.engine.background import Background
+from gimp_ray.engine.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint, snapshot
 from gimp_ray.engine.compiling import compile_model
 from gimp_ray.engine.log import Meter, MetricsLog
 from gimp_ray.engine.progress import Pace
 from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
+from gimp_ray.engine.starting import agreed_start
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
@@ -59,53 +58,51 @@ class Saving:
     every_minutes: float | None = None
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a stage goes on: the step, and the checkpoint it comes from."""
-
-    step: int = 0
-    path: Path | None = None
-    state: dict[str, Any] | None = None
-
-
 class _Stage:
     """What the loop carries from step to step on one rank."""
 
     def __init__(self, task: TrainTask, world: World, run: RunFolder, saving: Saving) -> None:
         self.task, self.world, self.run, self.saving = task, world, run, saving
-        self.settings = task.settings
-        self.steps_per_epoch = task.plan.steps_per_epoch(world.size)
+        self.settings, self.plan = task.settings, task.plan
         self.model = task.build(world.device)
         self.optimizer = _adamw(self.model, self.settings)
-        self.start = _agreed_start(task, run, world)
-        state = self.start.state or {}
-        if self.start.path is not None:
-            load_checkpoint(self.start.path, self.model, self.optimizer)
+        start = agreed_start(task, run, world)
+        state = start.state
+        if start.path is not None:
+            load_checkpoint(start.path, self.model, self.optimizer)
         if self.settings.compile:
             compile_model(self.model)
         self.wrapped = _distribute(self.model, world)
-        self.since_log = Meter(state.get("since_log"))
-        self.since_epoch = Meter(state.get("since_epoch"))
+        # mini-batches and optimiser steps that are done, and where this attempt is to end
+        self.position, self.step = start.position, start.step
+        self.limit = min(self.settings.stop_after or self.settings.epochs, self.settings.epochs)
+        self.limit *= self.plan.mini_batches
+        self.since_log = Meter(state.get("since_log"), world.rank)
+        self.since_epoch = Meter(state.get("since_epoch"), world.rank)
+        # seconds of the epoch, and those of them that were spent waiting for data, before this attempt
+        self.clock: dict[str, float] = state.get("clock", {"seconds": 0.0, "data_wait": 0.0})
         self.skipped: int = state.get("skipped", 0)
         # of the optimiser step in the making: figures of its mini-batches, and what was not finite in them
-        self.figures: list[dict[str, Tensor]] = []
+        self.figures: list[tuple[dict[str, Tensor], float]] = []
         self.bad: list[int] = []
         self.stop = self.overdue = False
         self.saved_at = time.monotonic()
         self.best: list[float] | None = state.get("best")
         self.best_epoch: int | None = state.get("best_epoch")
-        # lines are numbered by the number of ranks that wrote them
-        logged = state.get("step", 0) // self.settings.accumulate
-        steps = task.plan.total_steps(world.size) // self.settings.accumulate
+        steps = self.step + self.plan.updates(self.position, self.plan.positions, world.size)
         self.log = MetricsLog(
-            run.stage(task.name), task.name, logged, world.rank == 0, steps, settings=self.settings, run=run.place
+            run.stage(task.name), task.name, self.step, world.rank == 0, steps, settings=self.settings, run=run.place
         )
-        whole = (self.settings.stop_after or self.settings.epochs) * self.steps_per_epoch
-        self.pace = Pace(self.start.step, whole, world.size)
+        self.pace = Pace(0, self.plan.steps(self.position, max(self.limit, self.position), world.size), world.size)
+        self.background = Background()
 
     def best_file(self, epoch: int) -> Path:
         """Weights of a best epoch; named by the epoch, so that a checkpoint and the weights it means stay together."""
         return self.run.stage(self.task.name) / f"best-epoch-{epoch:04d}.safetensors"
+
+    @property
+    def epochs_done(self) -> int:
+        return self.position // self.plan.mini_batches
 
 
 def train(
@@ -118,7 +115,7 @@ def train(
         world: where this worker stands; with more than one rank a process group is already up.
         run: the run folder, the same for all ranks.
         saving: when to write checkpoints.
-        batches: gives this rank's batches from a step on.
+        batches: gives this rank's batches from a position on.
         report: called by every rank with an epoch's figures, for a search that stops bad runs.
 
     Returns:
@@ -137,16 +134,19 @@ def _train(
     task: TrainTask, world: World, run: RunFolder, saving: Saving, batches: Batches, report: Report | None
 ) -> str:
     stage = _Stage(task, world, run, saving)
-    total = task.plan.total_steps(world.size)
-    limit = min(total, (stage.settings.stop_after or stage.settings.epochs) * stage.steps_per_epoch)
-    if stage.start.step < limit:
-        with stage.log, contextlib.closing(batches(stage.start.step)) as feed, stopping.deferred():
-            _steps(stage, feed, limit, report)
+    if stage.position < stage.limit:
+        with (
+            stage.log,
+            stage.background,
+            contextlib.closing(batches(stage.position)) as feed,
+            stopping.deferred(),
+        ):
+            _steps(stage, feed, report)
     else:
         stage.log.close()
     if stage.stop:
         return "preempted"
-    if limit < total:
+    if stage.position < task.plan.positions:
         if world.rank == 0:
             run.push_stage(task.name)
         return "stopped"
@@ -154,66 +154,35 @@ def _train(
     return "done"
 
 
-def _steps(stage: _Stage, feed: Feed, limit: int, report: Report | None) -> None:
-    """All the steps up to `limit`, or until it is to end, with what an epoch's end asks for."""
-    epoch_started = waiting_since = time.perf_counter()
-    waited = 0.0
-    for step, (row, arrays) in enumerate(feed, start=stage.start.step):
-        waited += (waiting := time.perf_counter() - waiting_since)
-        stage.pace.batch(len(row.case), waiting)
-        _one_step(stage, step, row, arrays)
-        if (step + 1) % stage.steps_per_epoch == 0:
-            seconds = time.perf_counter() - epoch_started
-            _end_epoch(stage, step, {"seconds": round(seconds, 3), "data_wait": round(waited, 3)}, report)
-            epoch_started, waited = time.perf_counter(), 0.0
-        elif _due(stage, step):
-            _save(stage, step)
-        if step + 1 >= limit or stage.stop:
+def _steps(stage: _Stage, feed: Feed, report: Report | None) -> None:
+    """All the steps up to the limit, or until it is to end, with what an epoch's end asks for."""
+    since = time.perf_counter()
+    for row, arrays in feed:
+        waited = time.perf_counter() - since
+        stage.pace.batch(len(row.case), waited)
+        _one_step(stage, row, arrays)
+        del arrays  # or it would be in memory beside the next ones
+        ended = stage.position % stage.plan.mini_batches == 0
+        if row.closes and not ended and _due(stage):
+            _save(stage)
+        now = time.perf_counter()
+        stage.clock["seconds"] += now - since
+        stage.clock["data_wait"] += waited
+        since = now
+        if ended:
+            _end_epoch(stage, report)
+            since = time.perf_counter()
+        if stage.position >= stage.limit or (stage.stop and row.closes):
             return
-        waiting_since = time.perf_counter()
 
 
-def _agreed_start(task: TrainTask, run: RunFolder, world: World) -> Start:
-    """Where all ranks go on: rank 0 looks, and says."""
-    agreed: list[Start | None] = [None]
-    if world.rank == 0:
-        run.pull_stage(task.name)
-        remove_stale(run.checkpoints(task.name))
-        agreed = [find_start(task, run, world.size, set_aside=True)]
-    if world.size > 1:
-        dist.broadcast_object_list(agreed, device=world.device if world.device.type == "cuda" else None)
-    start = agreed[0]
-    assert start is not None
-    if start.path is not None and world.rank != 0:
-        # of a run in object storage each machine has a copy of its own
-        run.pull_checkpoint(task.name, start.path.name)
-        start = replace(start, path=run.checkpoints(task.name) / start.path.name)
-    return start
-
-
-def find_start(task: TrainTask, run: RunFolder, world_size: int, set_aside: bool = False) -> Start:
-    """The step a stage goes on from; a checkpoint of another number of ranks is taken at the same mini-batch of the
-    epoch.
+def learning_rate(settings: Settings, begin: float, end: float) -> float:
+    """Linear warm-up, then cosine to zero, for an optimiser step that takes the stage from one share of its cases to
+    another: whatever the number of workers, a case is learnt from at the same rate.
     """
-    found = latest_checkpoint(run.checkpoints(task.name), set_aside)
-    if found is None:
-        return Start()
-    path, state = found
-    step = state["step"]
-    if state["world_size"] != world_size:
-        epoch, inside = divmod(step, state["steps_per_epoch"])
-        accumulate = task.settings.accumulate
-        inside = inside * state["world_size"] // world_size // accumulate * accumulate
-        step = epoch * task.plan.steps_per_epoch(world_size) + inside
-    return Start(step, path, state)
-
-
-def learning_rate(settings: Settings, update: int, updates: int) -> float:
-    """Linear warm-up, then cosine to zero, for optimiser step `update` of `updates`."""
-    warm = int(settings.warmup * updates)
-    if update < warm:
-        return settings.lr * (update + 1) / warm
-    done = (update - warm) / max(1, updates - warm)
+    if begin < settings.warmup:
+        return settings.lr * min(1.0, end / settings.warmup)
+    done = (begin - settings.warmup) / (1.0 - settings.warmup)
     return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
@@ -236,52 +205,54 @@ def gather_records(records: list[Record], world: World) -> list[Record]:
     return [record for part in gathered for record in part]
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step of one rank (dropout and the like)."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+def seed_mini_batch(seed: int, epoch: int, number: int) -> None:
+    """Seed torch for one mini-batch (dropout and the like), whichever rank has it."""
+    key = np.random.SeedSequence((seed, epoch, number))
+    torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def _one_step(stage: _Stage, step: int, row: Row, arrays: Arrays) -> None:
+def _one_step(stage: _Stage, row: Row, arrays: Arrays) -> None:
     settings, world = stage.settings, stage.world
-    seed_step(stage.task.seed, step, world.rank)
+    seed_mini_batch(stage.task.seed, row.epoch, row.mini_batch)
     stage.model.train()
-    last = (step + 1) % settings.accumulate == 0
-    holding = isinstance(stage.wrapped, DistributedDataParallel) and not last
+    holding = isinstance(stage.wrapped, DistributedDataParallel) and not row.closes
     with stage.wrapped.no_sync() if holding else contextlib.nullcontext():  # type: ignore[operator, union-attr]
         with autocast(settings.precision, world.device):
             loss, parts = stage.task.loss(stage.wrapped, to_device(arrays, world.device))
-        (loss / settings.accumulate).backward()
-    figures = {"loss": loss, **parts}
+        (loss * row.share).backward()
     if not bool(torch.isfinite(loss)):
         if not settings.skip_bad_batches:
-            _refuse(stage, "the loss", step, _cases(row, arrays))
+            _refuse(stage, "the loss", _cases(row, arrays))
         stage.bad += _cases(row, arrays)
-    stage.figures.append(figures)
-    if last:
-        figures["grad_norm"] = norm = _clip(stage)
-        _end_update(stage, step, norm, _cases(row, arrays))
+    stage.figures.append(({"loss": loss, **parts}, row.share))
+    if row.closes:
+        _end_update(stage, row, _clip(stage), _cases(row, arrays))
+    stage.position = row.end
 
 
-def _end_update(stage: _Stage, step: int, norm: Tensor, cases: list[int]) -> None:
+def _end_update(stage: _Stage, row: Row, norm: Tensor, cases: list[int]) -> None:
     """The optimiser's step, or that it is skipped; all ranks do the same."""
     settings = stage.settings
+    stage.background.check()
     finite = bool(torch.isfinite(norm))
     # the norm is of all ranks' gradients, so all of them refuse, before the weights are touched
     if not finite and not settings.skip_bad_batches:
-        _refuse(stage, "the gradient", step, cases)
+        _refuse(stage, "the gradient", cases)
     bad, stage.stop, stage.overdue = agreed(
         stage.world, [bool(stage.bad) or not finite, stopping.asked(), _late(stage)]
     )
+    stage.step += 1
     if bad:
-        _skip(stage, step, stage.bad or cases)
+        _skip(stage, row, stage.bad or cases)
     else:
-        _update(stage, step)
-        for figures in stage.figures:
-            stage.since_log.add(figures)
-            stage.since_epoch.add(figures)
+        _update(stage, row)
+        for meter in (stage.since_log, stage.since_epoch):
+            for figures, weight in stage.figures:
+                meter.add(figures, weight)
+            meter.add({"grad_norm": norm})
     stage.figures, stage.bad = [], []
-    if (step + 1) // settings.accumulate % settings.log_every == 0:
-        _log_steps(stage, step)
+    if stage.step % settings.log_every == 0:
+        _log_steps(stage, row.epoch, row.end)
 
 
 def agreed(world: World, flags: list[bool]) -> list[bool]:
@@ -293,16 +264,15 @@ def agreed(world: World, flags: list[bool]) -> list[bool]:
     return [bool(flag) for flag in raised.tolist()]
 
 
-def _skip(stage: _Stage, step: int, cases: list[int]) -> None:
+def _skip(stage: _Stage, row: Row, cases: list[int]) -> None:
     """Leave an optimiser step out; the learning rate goes on as if it had been taken."""
     if stage.skipped >= stage.settings.skip_bad_batches:
-        _refuse(stage, "the loss or gradient", step, cases)
+        _refuse(stage, "the loss or gradient", cases, stage.step)
     stage.skipped += 1
     stage.optimizer.zero_grad(set_to_none=True)
-    epoch, update = step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate
-    stage.log.write("skipped", epoch, update, {"skipped": stage.skipped, "cases": sorted(set(cases))})
+    stage.log.write("skipped", row.epoch, stage.step, {"skipped": stage.skipped, "cases": sorted(set(cases))})
     if stage.world.rank == 0:
-        print(f"note: {stage.task.name} step {update} was skipped: its loss or gradient is not finite", flush=True)
+        print(f"note: {stage.task.name} step {stage.step} was skipped: its loss or gradient is not finite", flush=True)
 
 
 def _late(stage: _Stage) -> bool:
@@ -340,44 +310,42 @@ def _clip(stage: _Stage) -> Tensor:
     return nn.utils.clip_grad_norm_(parameters, stage.settings.clip_norm or math.inf)
 
 
-def _update(stage: _Stage, step: int) -> None:
-    settings = stage.settings
-    updates = stage.task.plan.total_steps(stage.world.size) // settings.accumulate
-    rate = learning_rate(settings, step // settings.accumulate, updates)
+def _update(stage: _Stage, row: Row) -> None:
+    rate = learning_rate(stage.settings, row.before, row.after)
     for group in stage.optimizer.param_groups:
         group["lr"] = rate
     stage.optimizer.step()
     stage.optimizer.zero_grad(set_to_none=True)
 
 
-def _log_steps(stage: _Stage, step: int) -> None:
+def _log_steps(stage: _Stage, epoch: int, position: int) -> None:
     means = stage.since_log.means(stage.world)
     if means:
-        figures = means | {"lr": stage.optimizer.param_groups[0]["lr"]} | stage.pace.figures()
-        stage.log.write("step", step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate, figures)
+        figures = means | {"lr": stage.optimizer.param_groups[0]["lr"], "mini_batches": position}
+        stage.log.write("step", epoch, stage.step, figures | stage.pace.figures())
     stage.since_log = Meter()
 
 
-def _end_epoch(stage: _Stage, step: int, timing: dict[str, float], report: Report | None) -> None:
-    epoch, update = step // stage.steps_per_epoch, (step + 1) // stage.settings.accumulate
-    _log_steps(stage, step)
+def _end_epoch(stage: _Stage, report: Report | None) -> None:
+    epoch = stage.epochs_done - 1
+    _log_steps(stage, epoch, stage.position)
     means = stage.since_epoch.means(stage.world)
-    stage.since_epoch = Meter()
-    stage.log.write("epoch", epoch, update, means | timing)
-    figures = _validate(stage, epoch, update)
+    timing = {name: round(value, 3) for name, value in stage.clock.items()}
+    stage.since_epoch, stage.clock = Meter(), dict.fromkeys(stage.clock, 0.0)
+    stage.log.write("epoch", epoch, stage.step, means | timing)
+    figures = _validate(stage, epoch)
     if stage.world.rank == 0:
         shown = {name: round(value, 4) for name, value in (means | figures).items()}
         print(f"{stage.task.name} epoch {epoch + 1}/{stage.settings.epochs} {shown} {timing}", flush=True)
-    last = (epoch + 1) in (stage.settings.stop_after, stage.settings.epochs)
-    if last or (epoch + 1) % stage.saving.every_epochs == 0 or _due(stage, step):
-        _save(stage, step)
+    if stage.position >= stage.limit or (epoch + 1) % stage.saving.every_epochs == 0 or _due(stage):
+        _save(stage)
     elif stage.world.rank == 0:
-        stage.run.push_stage(stage.task.name)
+        stage.background.start(lambda: stage.run.push_stage(stage.task.name))
     if report is not None:
-        report({"stage": stage.task.name, "epoch": epoch + 1, "step": update, **means, **figures})
+        report({"stage": stage.task.name, "epoch": epoch + 1, "step": stage.step, **means, **figures})
 
 
-def _validate(stage: _Stage, epoch: int, update: int) -> dict[str, float]:
+def _validate(stage: _Stage, epoch: int) -> dict[str, float]:
     """Validation figures of the epoch; the best epoch's weights are kept."""
     stage.model.eval()
     with torch.no_grad(), autocast(stage.settings.precision, stage.world.device):
@@ -385,44 +353,51 @@ def _validate(stage: _Stage, epoch: int, update: int) -> dict[str, float]:
     if records is None:
         return {}
     figures, score = stage.task.score(gather_records(records, stage.world))
-    stage.log.write("validation", epoch, update, figures)
+    stage.log.write("validation", epoch, stage.step, figures)
     if stage.best is None or score > stage.best:
+        stage.background.wait()  # it removes the weights of epochs that it does not know as best
         stage.best, stage.best_epoch = score, epoch
         if stage.world.rank == 0:
             save_weights(stage.best_file(epoch), stage.model.state_dict())
     return figures
 
 
-def _due(stage: _Stage, step: int) -> bool:
-    if stage.stop or stage.overdue:
-        return (step + 1) % stage.settings.accumulate == 0
+def _due(stage: _Stage) -> bool:
     every = stage.saving.every_steps
-    update, inside = divmod(step + 1, stage.settings.accumulate)
-    return every is not None and inside == 0 and update % every == 0
+    return stage.stop or stage.overdue or (every is not None and stage.step % every == 0)
 
 
-def _save(stage: _Stage, step: int) -> None:
+def _save(stage: _Stage) -> None:
+    """Copy what a checkpoint holds, and write it while training goes on."""
     state = {
+        "position": stage.position,
         "world_size": stage.world.size,
-        "steps_per_epoch": stage.steps_per_epoch,
-        "epoch": (step + 1) // stage.steps_per_epoch,
+        "epoch": stage.epochs_done,
+        "mini_batches": stage.plan.mini_batches,
         "since_log": stage.since_log.state(stage.world),
         "since_epoch": stage.since_epoch.state(stage.world),
+        "clock": dict(stage.clock),
         "best": stage.best,
         "best_epoch": stage.best_epoch,
         "skipped": stage.skipped,
     }
     stage.saved_at, stage.overdue = time.monotonic(), False
     if stage.world.rank == 0:
-        folder = stage.run.checkpoints(stage.task.name)
-        save_checkpoint(folder, step + 1, stage.model, stage.optimizer, state, stage.saving.keep)
-        best = _prune_best(stage, folder)
-        stage.run.push_stage(stage.task.name, [*checkpoint_folders(folder), *best])
+        stage.background.wait()  # so that no more than one copy is in memory
+        tensors = snapshot(stage.model, stage.optimizer)
+        stage.background.start(functools.partial(_write, stage, stage.step, tensors, state))
 
 
-def _prune_best(stage: _Stage, folder: Path) -> set[Path]:
+def _write(stage: _Stage, step: int, tensors: Tensors, state: dict[str, Any]) -> None:
+    folder = stage.run.checkpoints(stage.task.name)
+    save_checkpoint(folder, step, tensors, state, stage.saving.keep)
+    best = _prune_best(stage, folder, state["best_epoch"])
+    stage.run.push_stage(stage.task.name, [*checkpoint_folders(folder), *best])
+
+
+def _prune_best(stage: _Stage, folder: Path, best_epoch: int | None) -> set[Path]:
     """Remove the weights of best epochs that neither this process nor a kept checkpoint means; gives those it left."""
-    meant = {read_json(kept / "state.json")["best_epoch"] for kept in checkpoint_folders(folder)} | {stage.best_epoch}
+    meant = {read_json(kept / "state.json")["best_epoch"] for kept in checkpoint_folders(folder)} | {best_epoch}
     files = {stage.best_file(epoch) for epoch in meant if epoch is not None}
     for file in stage.run.stage(stage.task.name).glob("best-epoch-*.safetensors"):
         if file not in files:
@@ -469,11 +444,12 @@ def _cases(row: Row, arrays: Arrays) -> list[int]:
     return [int(case) for case in np.asarray(arrays.get("case", row.case)).ravel()]
 
 
-def _refuse(stage: _Stage, what: str, step: int, cases: list[int]) -> None:
-    epoch = step // stage.steps_per_epoch + 1
+def _refuse(stage: _Stage, what: str, cases: list[int], step: int | None = None) -> None:
+    step = stage.step + 1 if step is None else step
     skipped = f", after {stage.skipped} skipped before it" if stage.skipped else ""
     raise GimpError(
-        f"{what} is not finite in stage '{stage.task.name}', epoch {epoch}, step {step + 1}, rank {stage.world.rank}",
+        f"{what} is not finite in stage '{stage.task.name}', epoch {stage.epochs_done + 1}, step {step}, "
+        f"rank {stage.world.rank}",
         found=f"case numbers {cases} in the mini-batch{skipped}",
         fix="lower train.lr, set train.clip_norm, or use train.precision: fp32; train.skip_bad_batches leaves some "
         "out; the last checkpoint is intact",

@@ -275,7 +275,7 @@ class _Follower:
                 self._close()
                 self._stage = number
             if self._line is None:
-                self._line = ProgressLine(logs[0].stage, 0, 0, True, self._console)
+                self._line = ProgressLine(logs[0].stage, 0, newest.get("steps", 0), True, self._console)
             self._line.update(newest.get("epoch", 0), newest["step"], newest)
             self._finished = newest["step"] >= newest.get("steps", float("inf"))
 

@@ -259,7 +259,8 @@ class _RayGauges:
                 gauge.set(shown[name], tags=self._tags)
 
     def close(self, failed: bool) -> None:
-        """Gauges end with the process."""
+        """Gauges end with the process, which goes on to the next stage; no case is trained on in this one any more."""
+        self._gauges["cases_per_s"].set(0.0, tags=self._tags)
 
 
 def numbers(figures: dict[str, Any]) -> Figures:

@@ -2,9 +2,9 @@
 
 One row of the dataset is one rank's mini-batch; rows stand step by step, rank by rank, each in a block of its own, so
 that with `preserve_order` Ray hands row i to rank i mod n. One dataset spans all the steps a stage has left: it
-starts at the checkpointed step, which is the whole of resuming in the middle of an epoch. Arrays travel as plain
-binary columns with their shape and type beside them, never as Ray's ragged tensor extension. Both modes give the same
-batches, bit for bit.
+starts at the checkpointed position, for as many ranks as there are then, which is the whole of resuming in the middle
+of an epoch and of a change of the number of workers. Arrays travel as plain binary columns with their shape and type
+beside them, never as Ray's ragged tensor extension. Both modes give the same batches, bit for bit.
 
 Left out: what a row means (`plan.py`), what is read (`windows.py`), device transfer (the engine).
 """
@@ -41,8 +41,10 @@ ROWS_A_TASK = 16  # of windows carried by Ray Data: a task costs more than a row
 
 
 def direct_batches(source: Source, start: int, rank: int, world_size: int, ahead: int) -> Batches:
-    """Batches of a rank from step `start` (counted over all epochs) on, without Ray."""
-    rows = (source.plan.row(step, rank, world_size) for step in range(start, source.plan.total_steps(world_size)))
+    """Batches of a rank from position `start` on, without Ray."""
+    plan = source.plan
+    steps = plan.steps(start, plan.positions, world_size)
+    rows = (plan.row(step, rank, world_size, start) for step in range(steps))
     return read_ahead(((row, source.read(row)) for row in rows), ahead)
 
 
@@ -52,7 +54,7 @@ def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, wor
     Args:
         factory: an importable function that makes the source; called again in Ray's tasks where they read.
         arguments: its JSON-like keyword arguments.
-        start: first step, counted over all epochs.
+        start: position of the stage to go on from.
         world_size: number of ranks.
         read_in: whether rows carry the plan alone or the windows as well.
     """
@@ -61,7 +63,7 @@ def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, wor
     # a callable dataset is made in the controller, where the driver's context does not hold
     ray.data.DataContext.get_current().target_max_block_size = 1
     plan = factory(**arguments).plan
-    rows = max(0, plan.total_steps(world_size) - start) * world_size
+    rows = plan.steps(start, plan.positions, world_size) * world_size
     # plan rows are cheap: one long task, in a process that never imports torch; windows are read by many
     blocks = 1 if read_in == "worker" else max(1, rows // ROWS_A_TASK)
     source = (factory, json.dumps(dict(arguments))) if read_in == "ray_data" else None
@@ -71,8 +73,9 @@ def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, wor
     )
 
 
-def shard_batches(shard: Any, source: Source, start: int, rank: int, world_size: int, ahead: int) -> Batches:
-    """Batches of a rank from its shard of `plan_dataset`, beginning at `start` even where the shard begins earlier.
+def shard_batches(shard: Any, source: Source, start: int, rank: int, ahead: int) -> Batches:
+    """Batches of a rank from its shard of `plan_dataset`, beginning at position `start` even where the shard begins
+    earlier.
 
     Raises:
         RuntimeError: the shard gave another rank's row, or left one out.
@@ -81,15 +84,15 @@ def shard_batches(shard: Any, source: Source, start: int, rank: int, world_size:
     def batches() -> Batches:
         expected = start
         for table in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=max(1, ahead)):
-            step, row, arrays = _decode(table)
-            if step < start:
+            row, arrays = _decode(table)
+            if row.begin < start:
                 continue
-            if (step, row.rank) != (expected, rank):
+            if (row.begin, row.rank) != (expected, rank):
                 raise RuntimeError(
-                    f"rank {rank} expected its mini-batch of step {expected} "
-                    f"and was given step {step} of rank {row.rank}"
+                    f"rank {rank} expected its mini-batch at position {expected} "
+                    f"and was given one of rank {row.rank} at {row.begin}"
                 )
-            expected += 1
+            expected = row.end
             yield row, source.read(row) if arrays is None else arrays
 
     return read_ahead(batches(), ahead)
@@ -112,19 +115,19 @@ def _encode_rows(
 ) -> Iterator[pa.Table]:
     reader = None if source is None else _cached_source(*source)
     for number in batch["id"]:
-        step, rank = start + int(number) // world_size, int(number) % world_size
-        row = _fetched(plan).row(step, rank, world_size)
-        yield _encode(step, row, None if reader is None else reader.read(row))
+        row = _fetched(plan).row(int(number) // world_size, int(number) % world_size, world_size, start)
+        yield _encode(row, None if reader is None else reader.read(row))
 
 
-def _encode(step: int, row: Row, arrays: Arrays | None) -> pa.Table:
-    plan = {"case": row.case, "slide": row.slide, "start": row.start, "mask_seed": row.mask_seed}
-    payload: dict[str, Any] = plan | {f"batch.{name}": value for name, value in (arrays or {}).items()}
+ARRAYS = ("case", "slide", "start", "mask_seed")
+
+
+def _encode(row: Row, arrays: Arrays | None) -> pa.Table:
+    fields = dict(vars(row))
+    payload: dict[str, Any] = {name: fields.pop(name) for name in ARRAYS}
+    payload |= {f"batch.{name}": value for name, value in (arrays or {}).items()}
     header = {
-        "step": step,
-        "epoch": row.epoch,
-        "step_in_epoch": row.step,
-        "rank": row.rank,
+        "row": fields,
         "carried": arrays is not None,
         "arrays": {name: [value.dtype.str, list(value.shape)] for name, value in payload.items()},
     }
@@ -134,17 +137,12 @@ def _encode(step: int, row: Row, arrays: Arrays | None) -> pa.Table:
     return pa.table(columns)
 
 
-def _decode(table: pa.Table) -> tuple[int, Row, Arrays | None]:
+def _decode(table: pa.Table) -> tuple[Row, Arrays | None]:
     header = json.loads(table["header"][0].as_py())
     arrays = {
         name: np.frombuffer(table[name][0].as_buffer(), dtype=np.dtype(dtype)).reshape(shape)
         for name, (dtype, shape) in header["arrays"].items()
     }
-    row = Row(
-        header["epoch"],
-        header["step_in_epoch"],
-        header["rank"],
-        *(arrays[name] for name in ("case", "slide", "start", "mask_seed")),
-    )  # type: ignore[arg-type]
+    row = Row(**header["row"], **{name: arrays[name] for name in ARRAYS})  # type: ignore[arg-type]
     carried = {name.removeprefix("batch."): value for name, value in arrays.items() if name.startswith("batch.")}
-    return header["step"], row, carried if header["carried"] else None
+    return row, carried if header["carried"] else None

@@ -1,15 +1,20 @@
-"""The epoch plan: which window of which case stands in which mini-batch of which rank, and with which mask seed.
+"""The epoch plan: which window of which case stands in which mini-batch, and with which mask seed.
 
-A plan is a pure function of (seed, epoch, world size, cohort index), so shuffling, class balance, resume in the
-middle of an epoch and a change of world size are arithmetic on small arrays. Draws depend on (seed, epoch, class,
-position in the class's stream) alone: two workers with K cases a class see in one step the same windows, under the
-same masks, as one worker with 2 K.
+A plan is a pure function of (seed, epoch, cohort index), so shuffling, class balance, resume in the middle of an epoch
+and a change of the number of workers are arithmetic on small arrays. An epoch is a row of M mini-batches, whatever
+the number of workers W; a step hands the next W of them to the ranks. A position counts the mini-batches of a stage
+that are done, over all epochs. Any number of workers can go on from any position, so every mini-batch is trained on
+exactly once however often that number changes. In an epoch's last step some ranks may have nothing left: they repeat
+a case with share 0, which no gradient shows.
 
 Class-balanced epochs: every class has a stream, its cases in a fresh permutation each epoch, repeated end to end. A
 mini-batch takes the next K of each of its P classes. Because one permutation is repeated, any K consecutive cases of
-a class are different patients. Promise: a case of a class that fills s slots of an epoch and has n cases appears
-floor(s/n) or ceil(s/n) times; the largest class appears at least once. Natural epochs: every case once, classes
-spread evenly, the last step filled up from the epoch's beginning.
+a class are different patients. Every class fills as many slots of an epoch as the largest class has cases: a case of
+that class is seen once, of a class of n cases floor(s/n) or ceil(s/n) times for its s slots. Natural epochs: every case
+once, classes spread evenly. Where cases do not fill the last mini-batches, those are smaller.
+
+Draws depend on (seed, epoch, class, position in the class's stream) alone: two workers with K cases a class see in one
+step the same windows, under the same masks, as one worker with 2 K.
 
 Left out: reading (`windows.py`), Ray (`batches.py`). Plans of 10^6 slides are numpy arrays and their ids Arrow's, never
 Python lists.
@@ -19,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -118,7 +124,7 @@ class Batching:
         balance: `classes` (P x K) or `natural` (every case once).
         size: cases in a mini-batch of a natural epoch.
         window: L, patches a window; 0 when whole bags are read.
-        accumulate: mini-batches of a rank per optimiser step; an epoch is a whole number of optimiser steps.
+        accumulate: mini-batches of a rank per optimiser step; the last one of an epoch may have fewer.
         pairs: whether a class-balanced mini-batch must hold two cases of a class (triplets need them).
     """
 
@@ -133,35 +139,55 @@ class Batching:
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """Arrays of shape (steps, world, B); `step` counts mini-batches of a rank.
+    """The mini-batches of an epoch, one after another: number m has the slots first[m] .. first[m + 1].
 
     Attributes:
-        case: case number in the index.
-        slide: slide number in the index; -1 where whole bags are read.
-        start: first patch of the window.
-        mask_seed: seed of the window's mask.
+        first: (M + 1,) first slot of each mini-batch.
+        case: (slots,) case number in the index.
+        slide: (slots,) slide number in the index; -1 where whole bags are read.
+        start: (slots,) first patch of the window.
+        mask_seed: (slots,) seed of the window's mask.
     """
 
+    first: Ints
     case: Ints
     slide: Ints
     start: Ints
     mask_seed: NDArray[np.uint64]
 
     @property
-    def steps(self) -> int:
-        return self.case.shape[0]
+    def mini_batches(self) -> int:
+        """M."""
+        return len(self.first) - 1
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One rank's mini-batch of one step: what Ray Data streams.
 
-    `case`, `slide`, `start` and `mask_seed` have shape (B,).
+    Attributes:
+        epoch: counted from 0.
+        mini_batch: its number in the epoch; those from M on are of ranks that have nothing left.
+        rank: who trains on it.
+        begin: position of the stage before this step: mini-batches done, over all epochs and ranks.
+        end: position after it.
+        share: what its mean loss is multiplied with, so that gradients averaged over ranks and summed over the steps
+            of an optimiser step are those of the mean over that step's cases; 0 where the rank has nothing left.
+        before: share of the stage's cases that were seen before its optimiser step.
+        after: share of them that are seen with it.
+        closes: whether the optimiser step ends with it.
+        case, slide, start, mask_seed: (B,) each, as in `EpochPlan`.
     """
 
     epoch: int
-    step: int
+    mini_batch: int
     rank: int
+    begin: int
+    end: int
+    share: float
+    before: float
+    after: float
+    closes: bool
     case: Ints
     slide: Ints
     start: Ints
@@ -213,14 +239,14 @@ def _slides_of(store: CohortStore, rows: Ints) -> tuple[Ids, Ints, Ints]:
     )
 
 
-def effective(batching: Batching, index: CohortIndex, world_size: int = 1) -> Batching:
+def effective(batching: Batching, index: CohortIndex) -> Batching:
     """The batching a cohort allows: no more classes, or cases of a class, than there are.
 
     Raises:
         InputError: class-balanced mini-batches were asked for and some class has no two cases.
     """
     if batching.balance == "natural":
-        return replace(batching, size=max(1, min(batching.size, index.num_cases // world_size)))
+        return replace(batching, size=max(1, min(batching.size, index.num_cases)))
     sizes = [len(cases) for cases in index.class_cases()]
     smallest = min(sizes)
     if batching.pairs and len(sizes) > 1 and smallest < 2:
@@ -236,35 +262,24 @@ def effective(batching: Batching, index: CohortIndex, world_size: int = 1) -> Ba
     )
 
 
-def steps_per_epoch(batching: Batching, index: CohortIndex, world_size: int) -> int:
-    """Mini-batches of each rank in an epoch: a whole number of optimiser steps."""
-    batching = effective(batching, index, world_size)
-    round_to = world_size * batching.accumulate
+def mini_batches(batching: Batching, index: CohortIndex) -> int:
+    """M, mini-batches of an epoch over all ranks."""
+    batching = effective(batching, index)
     if batching.balance == "natural":
-        needed = -(-index.num_cases // batching.size)
-    else:
-        counts = [len(cases) for cases in index.class_cases()]
-        needed = -(-(-(-max(counts) // batching.cases_per_class) * len(counts)) // batching.classes)
-    return -(-needed // round_to) * batching.accumulate
+        return -(-index.num_cases // batching.size)
+    counts = [len(cases) for cases in index.class_cases()]
+    return -(-(-(-max(counts) // batching.cases_per_class) * len(counts)) // batching.classes)
 
 
-def epoch_plan(seed: int, epoch: int, world_size: int, index: CohortIndex, batching: Batching) -> EpochPlan:
+def epoch_plan(seed: int, epoch: int, index: CohortIndex, batching: Batching) -> EpochPlan:
     """The plan of one epoch; the same arguments always give the same plan."""
-    batching = effective(batching, index, world_size)
-    steps = steps_per_epoch(batching, index, world_size)
+    batching = effective(batching, index)
     if batching.balance == "natural":
-        case, place, mask_seed = _natural_slots(seed, epoch, steps * world_size * batching.size, index)
+        first, case, place, mask_seed = _natural_slots(seed, epoch, index, batching.size)
     else:
-        case, place, mask_seed = _balanced_slots(seed, epoch, steps * world_size, index, batching)
+        first, case, place, mask_seed = _balanced_slots(seed, epoch, index, batching)
     slide, start = _windows(case, place, index, batching.window)
-    shape = (steps, world_size, -1)
-    return EpochPlan(case.reshape(shape), slide.reshape(shape), start.reshape(shape), mask_seed.reshape(shape))
-
-
-def row_of(plan: EpochPlan, epoch: int, step: int, rank: int) -> Row:
-    """One rank's mini-batch of one step."""
-    at = (step, rank)
-    return Row(epoch, step, rank, plan.case[at], plan.slide[at], plan.start[at], plan.mask_seed[at])
+    return EpochPlan(first, case, slide, start, mask_seed)
 
 
 class Plan:
@@ -279,28 +294,80 @@ class Plan:
 
     def __init__(self, seed: int, epochs: int, index: CohortIndex, batching: Batching) -> None:
         self.seed, self.epochs, self.index, self.batching = seed, epochs, index, batching
-        self._last: tuple[tuple[int, int], EpochPlan] | None = None
+        self._last: tuple[int, EpochPlan] | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
         return (Plan, (self.seed, self.epochs, self.index, self.batching))
 
-    def steps_per_epoch(self, world_size: int) -> int:
-        """Mini-batches of a rank in an epoch."""
-        return steps_per_epoch(self.batching, self.index, world_size)
+    @cached_property
+    def mini_batches(self) -> int:
+        """M, mini-batches of an epoch over all ranks."""
+        return mini_batches(self.batching, self.index)
 
-    def total_steps(self, world_size: int) -> int:
-        """Mini-batches of a rank over all epochs."""
-        return self.epochs * self.steps_per_epoch(world_size)
+    @property
+    def positions(self) -> int:
+        """Mini-batches of the stage over all epochs and ranks."""
+        return self.epochs * self.mini_batches
 
-    def row(self, step: int, rank: int, world_size: int) -> Row:
-        """A rank's mini-batch of a step counted over all epochs."""
-        epoch, inside = divmod(step, self.steps_per_epoch(world_size))
-        return row_of(self._epoch(epoch, world_size), epoch, inside, rank)
+    def steps(self, start: int, stop: int, world_size: int) -> int:
+        """Steps of `world_size` ranks from one position to another; the later one is the end of an epoch."""
+        inside = -start % self.mini_batches
+        whole = (stop - start - inside) // self.mini_batches
+        return -(-inside // world_size) + whole * -(-self.mini_batches // world_size)
 
-    def _epoch(self, epoch: int, world_size: int) -> EpochPlan:
+    def updates(self, start: int, stop: int, world_size: int) -> int:
+        """Optimiser steps from one position to another; the later one is the end of an epoch."""
+        return self.steps(start, stop, world_size * self.batching.accumulate)
+
+    def row(self, step: int, rank: int, world_size: int, start: int = 0) -> Row:
+        """A rank's mini-batch of a step, counted from position `start`, where an optimiser step begins."""
+        epoch, base, step = self._place(step, world_size, start)
+        plan, m = self._epoch(epoch), self.mini_batches
+        at = base + step * world_size
+        number = at + rank
+        idle = number >= m
+        slots = slice(plan.first[0], plan.first[0] + 1) if idle else slice(plan.first[number], plan.first[number + 1])
+        taken = world_size * self.batching.accumulate
+        # of the optimiser step it belongs to
+        low = at - (at - base) % taken
+        high = min(low + taken, m)
+        cases = 0 if idle else int(plan.first[number + 1] - plan.first[number])
+        end = min(at + world_size, m)
+        return Row(
+            epoch=epoch,
+            mini_batch=number,
+            rank=rank,
+            begin=epoch * m + at,
+            end=epoch * m + end,
+            share=cases * world_size / int(plan.first[high] - plan.first[low]),
+            before=self._seen(epoch, plan, low),
+            after=self._seen(epoch, plan, high),
+            closes=end == high,
+            case=plan.case[slots],
+            slide=plan.slide[slots],
+            start=plan.start[slots],
+            mask_seed=plan.mask_seed[slots],
+        )
+
+    def _seen(self, epoch: int, plan: EpochPlan, number: int) -> float:
+        of_epoch = int(plan.first[-1])
+        return (epoch * of_epoch + int(plan.first[number])) / (self.epochs * of_epoch)
+
+    def _place(self, step: int, world_size: int, start: int) -> tuple[int, int, int]:
+        """Epoch of a step counted from `start`, the mini-batch its steps are counted from, and its number among
+        them.
+        """
+        epoch, base = divmod(start, self.mini_batches)
+        first = -(-(self.mini_batches - base) // world_size)
+        if step < first:
+            return epoch, base, step
+        further, inside = divmod(step - first, -(-self.mini_batches // world_size))
+        return epoch + 1 + further, 0, inside
+
+    def _epoch(self, epoch: int) -> EpochPlan:
         last = self._last  # read once: threads may share a plan
-        if last is None or last[0] != (epoch, world_size):
-            last = ((epoch, world_size), epoch_plan(self.seed, epoch, world_size, self.index, self.batching))
+        if last is None or last[0] != epoch:
+            last = (epoch, epoch_plan(self.seed, epoch, self.index, self.batching))
             self._last = last
         return last[1]
 
@@ -311,45 +378,46 @@ def mask_positions(mask_seed: int, length: int, ratio: float) -> Ints:
     return np.sort(generator.permutation(length)[: round(ratio * length)])
 
 
-def _balanced_slots(
-    seed: int, epoch: int, batches: int, index: CohortIndex, batching: Batching
-) -> tuple[Ints, NDArray[np.float64], NDArray[np.uint64]]:
-    """Cases, places and mask seeds of P x K mini-batches, flat in (mini-batch, class, case) order."""
+Slots = tuple[Ints, Ints, NDArray[np.float64], NDArray[np.uint64]]
+
+
+def _balanced_slots(seed: int, epoch: int, index: CohortIndex, batching: Batching) -> Slots:
+    """First slots of the P x K mini-batches; cases, places and mask seeds of the slots."""
     classes = index.class_cases()
     k, p = batching.cases_per_class, batching.classes
+    largest = max(len(members) for members in classes)
     # position j of the class schedule is the (j // C)-th turn of its class, since one permutation is repeated
-    schedule = np.arange(batches * p)
+    schedule = np.arange(-(-largest // k) * len(classes))
     order = _generator(seed, epoch, _CLASSES, 0).permutation(len(classes))
     chosen, turn = order[schedule % len(classes)], schedule // len(classes)
-    case = np.empty((batches * p, k), dtype=np.int64)
-    place = np.empty((batches * p, k, 2))
-    mask_seed = np.empty((batches * p, k), dtype=np.uint64)
+    sizes = np.minimum(k, largest - turn * k)  # the last turn may be short
+    ends = np.cumsum(sizes)
+    first = np.concatenate([[0], ends[p - 1 :: p], ends[-1:] if len(ends) % p else []]).astype(np.int64)
+    case = np.empty(ends[-1], dtype=np.int64)
+    place = np.empty((ends[-1], 2))
+    mask_seed = np.empty(ends[-1], dtype=np.uint64)
     for number, members in enumerate(classes):
-        at = np.flatnonzero(chosen == number)
-        items = (turn[at][:, None] * k + np.arange(k)).reshape(-1)
+        at = np.flatnonzero(np.repeat(chosen == number, sizes))
         stream = members[_generator(seed, epoch, _STREAM, number).permutation(len(members))]
-        length = int(items.max()) + 1 if len(items) else 0
-        draws = _generator(seed, epoch, _PLACE, number)
         # one row of draws a position, so that a longer stream only adds rows
-        raw = draws.integers(0, 2**63, size=(length, 3), dtype=np.int64)
-        case[at] = stream[items % len(members)].reshape(-1, k)
-        place[at] = (raw[items, :2] / 2.0**63).reshape(-1, k, 2)
-        mask_seed[at] = raw[items, 2].astype(np.uint64).reshape(-1, k)
-    return case.reshape(-1), place.reshape(-1, 2), mask_seed.reshape(-1)
+        raw = _generator(seed, epoch, _PLACE, number).integers(0, 2**63, size=(largest, 3), dtype=np.int64)
+        case[at] = stream[np.arange(largest) % len(members)]
+        place[at] = raw[:, :2] / 2.0**63
+        mask_seed[at] = raw[:, 2].astype(np.uint64)
+    return first, case, place, mask_seed
 
 
-def _natural_slots(
-    seed: int, epoch: int, slots: int, index: CohortIndex
-) -> tuple[Ints, NDArray[np.float64], NDArray[np.uint64]]:
-    """Every case once, the classes spread evenly over the epoch; the tail is filled from the beginning."""
+def _natural_slots(seed: int, epoch: int, index: CohortIndex, size: int) -> Slots:
+    """Every case once, the classes spread evenly over the epoch."""
     spread = np.empty(index.num_cases)
     draws = _generator(seed, epoch, _NATURAL, 0)
     for members in index.class_cases():
         ranks = draws.permutation(len(members))
         spread[members] = (ranks + draws.random()) / len(members)
     order = np.argsort(spread, kind="stable")
-    raw = _generator(seed, epoch, _PLACE, 0).integers(0, 2**63, size=(slots, 3), dtype=np.int64)
-    return order[np.arange(slots) % len(order)], raw[:, :2] / 2.0**63, raw[:, 2].astype(np.uint64)
+    raw = _generator(seed, epoch, _PLACE, 0).integers(0, 2**63, size=(len(order), 3), dtype=np.int64)
+    first = np.append(np.arange(0, len(order), size), len(order)).astype(np.int64)
+    return first, order, raw[:, :2] / 2.0**63, raw[:, 2].astype(np.uint64)
 
 
 def _windows(case: Ints, place: NDArray[np.float64], index: CohortIndex, window: int) -> tuple[Ints, Ints]:

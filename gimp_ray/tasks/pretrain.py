@@ -84,7 +84,8 @@ class GimpPretraining(PlannedTask):
         return {
             "patches": read_windows(self.store, self.index, row, window, self.config.feed.threads, self.cache),
             "masked": read_masks(row, window, self.config.mask.ratio),
-            "label": self.labels_of(row.case),
+            # a rank that has nothing left repeats a case, which is no positive or negative of another rank's
+            "label": self.labels_of(row.case) if row.share else np.full_like(row.case, len(self.store.classes)),
             "case": row.case,
             "patient": self.patients[row.case],
         }
@@ -123,9 +124,8 @@ class GimpPretraining(PlannedTask):
     def _triplets(self, cls_pat_BF: Tensor, batch: Tensors) -> TripletResult:
         triplet, labels_B, patients_B = self.config.triplet, batch["label"], batch["patient"]
         if triplet.scope == "global":
-            # before cases of unknown label are left out: workers may have different numbers of them
             cls_pat_BF, labels_B, patients_B = gather_workers(cls_pat_BF, labels_B, patients_B)
-        if self.config.split.transductive:
+        if self.config.split.transductive or triplet.scope == "global":
             known = labels_B < len(self.store.classes)
             cls_pat_BF, labels_B, patients_B = cls_pat_BF[known], labels_B[known], patients_B[known]
         return triplet_loss(

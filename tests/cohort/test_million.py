@@ -84,8 +84,8 @@ def test_splits_index_and_plan(store: CohortStore) -> None:
     sizes = dict(zip(*(store.slide_sizes[name].to_pylist() for name in ("slide_id", "n_patches")), strict=True))
     assert index.slide_patches.tolist() == [sizes[slide] for slide in index.slide_ids]
     assert len(pickle.dumps(index)) < 130 * len(index.slide_ids)
-    plan = epoch_plan(0, 0, 8, index, Batching(window=6000))
-    copy = epoch_plan(0, 0, 8, pickle.loads(pickle.dumps(index)), Batching(window=6000))
+    plan = epoch_plan(0, 0, index, Batching(window=6000))
+    copy = epoch_plan(0, 0, pickle.loads(pickle.dumps(index)), Batching(window=6000))
     assert np.array_equal(plan.slide, copy.slide) and np.array_equal(plan.start, copy.start)
     with pytest.raises(InputError, match="no such split") as caught:
         store.split("kfold", 5)
@@ -180,5 +180,5 @@ def test_a_plan_does_not_depend_on_how_ids_are_kept(store: CohortStore) -> None:
     )
     for balance in ("classes", "natural"):
         batching = Batching(window=512, balance=balance)
-        one, other = epoch_plan(1, 2, 3, index, batching), epoch_plan(1, 2, 3, arrays, batching)
+        one, other = epoch_plan(1, 2, index, batching), epoch_plan(1, 2, arrays, batching)
         assert all(np.array_equal(getattr(one, n), getattr(other, n)) for n in ("case", "slide", "start", "mask_seed"))

@@ -59,12 +59,16 @@ def _losses(rank: int, gather: bool) -> list[tuple[float, list[float]]]:
     return [_step(DistributedDataParallel(_linear()), rows, mining, average, gather) for mining, average in CASES]
 
 
-def _refusal(rank: int) -> str:
-    try:
-        gather_workers(torch.zeros(2 + rank, 3))
-    except ValueError as error:
-        return str(error)
-    return ""
+def _unequal(rank: int) -> tuple[float, list[float]]:
+    """Five rows on the first worker and three on the second, losses weighted as their cases are."""
+    rows = slice(0, 5) if rank == 0 else slice(5, 8)
+    model = DistributedDataParallel(_linear())
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(6)).double()[rows]
+    out, labels, patients = gather_workers(model(x), LABELS[rows], PATIENTS[rows])
+    mined = triplet_loss(out, labels, patients_B=patients)
+    (mined.loss * (5 if rank == 0 else 3) / 4).backward()
+    grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return mined.loss.item(), grads.tolist()
 
 
 def _train_counting(rank: int, size: int, config: dict[str, Any]) -> int:
@@ -99,7 +103,7 @@ def _rank(rank: int, size: int, port: int, configs: list[dict[str, Any]], out: s
     found = {
         "global": _losses(rank, gather=True),
         "local": _losses(rank, gather=False),
-        "refusal": _refusal(rank),
+        "unequal": _unequal(rank),
         "synced": [_train_counting(rank, size, config) for config in configs],
     }
     Path(f"{out}-{rank}.json").write_text(json.dumps(found))
@@ -135,10 +139,15 @@ def test_loss_and_gradient_of_two_workers_are_those_of_one(runs: dict[str, Any],
         assert rank["local"][number][1] != pytest.approx(grads, rel=1e-3), "so agreeing is not trivial"
 
 
-def test_workers_with_different_numbers_of_cases_all_refuse(runs: dict[str, Any]) -> None:
-    assert {rank["refusal"] for rank in runs["ranks"]} == {
-        "all workers must have mini-batches of one size: found [2, 3]"
-    }
+def test_workers_may_have_different_numbers_of_cases(runs: dict[str, Any]) -> None:
+    model = _linear()
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(6)).double()
+    mined = triplet_loss(model(x), LABELS, patients_B=PATIENTS)
+    mined.loss.backward()
+    grads = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).tolist()
+    for rank in runs["ranks"]:
+        assert rank["unequal"][0] == pytest.approx(mined.loss.item(), rel=1e-9)
+        assert rank["unequal"][1] == pytest.approx(grads, rel=1e-9, abs=1e-12)
 
 
 def figures(run: RunFolder, name: str) -> list[float]:

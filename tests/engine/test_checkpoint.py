@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint, save_checkpoint
+from gimp_ray.engine.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint, snapshot
 
 
 def save(folder: Path, step: int, keep: int) -> None:
     model = nn.Linear(2, 1)
-    save_checkpoint(folder, step, model, torch.optim.AdamW(model.parameters()), {"world_size": 1}, keep)
+    save_checkpoint(folder, step, snapshot(model, torch.optim.AdamW(model.parameters())), {"world_size": 1}, keep)
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -23,11 +23,16 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     assert [folder.name[-2:] for folder in checkpoint_folders(tmp_path)] == ["03", "06", "09", "12"][-keep:]
 
 
-def test_with_more_workers_steps_have_lower_numbers_and_the_newest_is_still_the_last_written(tmp_path: Path) -> None:
-    save(tmp_path, 6, 2)
-    save(tmp_path, 8, 2)
-    save(tmp_path, 5, 2)
-    found = latest_checkpoint(tmp_path)
-    assert found is not None and found[1]["step"] == 5
-    save(tmp_path, 6, 2)
-    assert [folder.name[-1] for folder in checkpoint_folders(tmp_path)] == ["5", "6"]
+def test_a_snapshot_is_what_was_trained_when_it_was_taken(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+    for _ in range(2):
+        taken = snapshot(model, optimizer)
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    path = save_checkpoint(tmp_path, 1, taken, {"world_size": 1}, 1)
+    load_checkpoint(path, model, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
+    assert all(torch.equal(s["exp_avg"], m) for s, m in zip(optimizer.state.values(), moments, strict=True))

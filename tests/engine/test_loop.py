@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gimp_ray.engine.log import Meter, MetricsLog
-from gimp_ray.engine.loop import _adamw, learning_rate, seed_step, to_device
+from gimp_ray.engine.loop import _adamw, learning_rate, seed_mini_batch, to_device
 from gimp_ray.engine.protocol import World
 from gimp_ray.run_folder import read_lines
 
@@ -21,11 +21,11 @@ def settings(**values):
 
 
 def test_the_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
-    rates = [learning_rate(settings(), step, 100) for step in range(100)]
+    rates = [learning_rate(settings(), step / 100, (step + 1) / 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
     assert all(a > b for a, b in pairwise(rates[10:]))
-    assert learning_rate(settings(warmup=0), 0, 10) == 1.0
+    assert learning_rate(settings(warmup=0), 0.0, 0.1) == 1.0
 
 
 def test_means_are_over_what_was_added_and_survive_a_checkpoint() -> None:
@@ -39,6 +39,14 @@ def test_means_are_over_what_was_added_and_survive_a_checkpoint() -> None:
     resumed.add({"loss": torch.tensor(7.0)})
     assert resumed.means(World()) == {"loss": 4.0, "grad_norm": 4.0}
     assert Meter().means(World()) == {}
+
+
+def test_means_are_weighted_and_leave_out_what_is_not_known() -> None:
+    meter = Meter()
+    meter.add({"loss": torch.tensor(1.0), "distance": torch.tensor(torch.nan)}, 3.0)
+    meter.add({"loss": torch.tensor(5.0), "distance": torch.tensor(2.0)}, 1.0)
+    meter.add({"loss": torch.tensor(9.0), "triplets": torch.tensor(torch.nan)}, 0.0)
+    assert meter.means(World()) == {"loss": 2.0, "distance": 2.0}
 
 
 def test_a_log_forgets_what_came_after_the_checkpoint_and_a_torn_line(tmp_path) -> None:
@@ -80,9 +88,9 @@ def test_read_only_arrays_are_copied_before_training_touches_them() -> None:
     assert array.tolist() == [0, 1, 2, 3]
 
 
-def test_steps_and_ranks_draw_differently_and_repeatably() -> None:
+def test_mini_batches_draw_differently_and_repeatably() -> None:
     def draw(*key: int) -> float:
-        seed_step(*key)
+        seed_mini_batch(*key)
         return float(torch.rand(1))
 
     assert draw(1, 2, 3) == draw(1, 2, 3)

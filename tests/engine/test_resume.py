@@ -64,7 +64,7 @@ def test_continued_in_the_middle_of_an_epoch(tiny: Config, whole: RunFolder, tmp
     first = pipeline.pretrain(every)
     folders = checkpoint_folders(first.checkpoints("pretrain"))
     steps = [int(folder.name.removeprefix("step-")) for folder in folders]
-    per_epoch = json.loads((folders[0] / "state.json").read_text())["steps_per_epoch"]
+    per_epoch = json.loads((folders[0] / "state.json").read_text())["mini_batches"]
     middle = [step for step in steps if step % per_epoch][2]
     for folder, step in zip(folders, steps, strict=True):
         if step > middle:

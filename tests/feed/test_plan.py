@@ -1,4 +1,4 @@
-"""The epoch plan by its promises: how often each case comes, balance, disjoint ranks, purity, world-size alignment."""
+"""The epoch plan by its promises: how often each case comes, balance, disjoint ranks, purity, any number of workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gimp_ray.errors import InputError
-from gimp_ray.feed.plan import Batching, CohortIndex, EpochPlan, epoch_plan, mask_positions, row_of, steps_per_epoch
+from gimp_ray.feed.plan import Batching, CohortIndex, EpochPlan, Plan, Row, epoch_plan, mask_positions, mini_batches
 
 
 def make_index(counts: list[int], slides_per_case: int = 1, patches: int = 50, seed: int = 0) -> CohortIndex:
@@ -27,9 +27,15 @@ def make_index(counts: list[int], slides_per_case: int = 1, patches: int = 50, s
 
 
 def same(a: EpochPlan, b: EpochPlan) -> bool:
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("case", "slide", "start", "mask_seed"))
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in (*SLOT, "first"))
 
 
+def batches_of(plan: EpochPlan, values: np.ndarray) -> list[np.ndarray]:
+    """Values of the slots, mini-batch by mini-batch."""
+    return np.split(values, plan.first[1:-1])
+
+
+SLOT = ("case", "slide", "start", "mask_seed")
 class_counts = st.lists(st.integers(2, 40), min_size=2, max_size=5)
 
 
@@ -38,108 +44,167 @@ class_counts = st.lists(st.integers(2, 40), min_size=2, max_size=5)
     counts=class_counts,
     seed=st.integers(0, 10_000),
     epoch=st.integers(0, 50),
-    world=st.integers(1, 5),
     p=st.integers(1, 4),
     k=st.integers(1, 6),
-    accumulate=st.integers(1, 3),
 )
-def test_balanced_epoch_keeps_its_promises(counts, seed, epoch, world, p, k, accumulate) -> None:
+def test_balanced_epoch_keeps_its_promises(counts, seed, epoch, p, k) -> None:
     index = make_index(counts, slides_per_case=3)
-    batching = Batching(classes=p, cases_per_class=k, window=20, accumulate=accumulate)
-    plan = epoch_plan(seed, epoch, world, index, batching)
-    assert plan.steps == steps_per_epoch(batching, index, world) and plan.steps % accumulate == 0
+    batching = Batching(classes=p, cases_per_class=k, window=20)
+    plan = epoch_plan(seed, epoch, index, batching)
+    assert plan.mini_batches == mini_batches(batching, index)
     p, k = min(p, len(counts)), min([k, *counts])
-    assert plan.case.shape == (plan.steps, world, p * k)
-    # every mini-batch: P classes, K different cases of each
-    labels = index.labels[plan.case].reshape(-1, p, k)
-    assert (labels == labels[..., :1]).all()
-    assert all(len(set(batch[:, 0].tolist())) == p for batch in labels)
-    assert all(len(set(cases.tolist())) == p * k for cases in plan.case.reshape(-1, p * k))
-    # every case floor or ceil of its class's share, and of the largest class at least once
-    seen = np.bincount(plan.case.reshape(-1), minlength=index.num_cases)
+    turns = -(-max(counts) // k)
+    for number, cases in enumerate(batches_of(plan, plan.case)):
+        # P classes, K different cases of each; in the last turn as many as are left
+        found, of_class = np.unique(index.labels[cases], return_counts=True)
+        assert len(set(cases.tolist())) == len(cases)
+        assert len(found) == p or number == plan.mini_batches - 1
+        assert of_class.max() <= k
+        if number * p < (turns - 1) * len(counts) - p:
+            assert of_class.min() == k
+    # every class fills as many slots as the largest has cases, each of its cases floor or ceil of its share
+    seen = np.bincount(plan.case, minlength=index.num_cases)
     for label, n in enumerate(counts):
         members = seen[index.labels == label]
-        share = members.sum() / n
-        assert members.min() >= np.floor(share) and members.max() <= np.ceil(share)
-    assert seen[index.labels == int(np.argmax(counts))].min() >= 1
-    # classes appear equally often, within one turn
-    turns = [seen[index.labels == label].sum() // k for label in range(len(counts))]
-    assert max(turns) - min(turns) <= 1
+        assert members.sum() == max(counts)
+        assert members.min() == max(counts) // n and members.max() == -(-max(counts) // n)
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    counts=class_counts,
-    seed=st.integers(0, 10_000),
-    epoch=st.integers(0, 50),
-    world=st.integers(1, 5),
-    size=st.integers(1, 16),
-)
-def test_natural_epoch_sees_every_case_once_and_fills_the_last_step_from_its_beginning(
-    counts, seed, epoch, world, size
-) -> None:
+@given(counts=class_counts, seed=st.integers(0, 10_000), epoch=st.integers(0, 50), size=st.integers(1, 16))
+def test_natural_epoch_sees_every_case_once(counts, seed, epoch, size) -> None:
     index = make_index(counts)
-    plan = epoch_plan(seed, epoch, world, index, Batching(balance="natural", size=size))
-    flat = plan.case.reshape(-1)
-    n = index.num_cases
-    assert sorted(flat[:n].tolist()) == list(range(n))
-    assert np.array_equal(flat[n:], flat[: len(flat) - n])
-    assert len(flat) - n < world * min(size, max(1, n // world))
+    plan = epoch_plan(seed, epoch, index, Batching(balance="natural", size=size))
+    assert sorted(plan.case.tolist()) == list(range(index.num_cases))
+    sizes = np.diff(plan.first)
+    assert (sizes[:-1] == min(size, index.num_cases)).all() and 0 < sizes[-1] <= size
 
 
 def test_natural_mini_batches_have_the_cohorts_share_of_each_class() -> None:
     index = make_index([300, 100])
-    plan = epoch_plan(3, 0, 2, index, Batching(balance="natural", size=20))
-    minority = (index.labels[plan.case] == 1).sum(axis=-1)
-    assert minority.min() >= 4 and minority.max() <= 6
+    plan = epoch_plan(3, 0, index, Batching(balance="natural", size=20))
+    minority = [(index.labels[cases] == 1).sum() for cases in batches_of(plan, plan.case)]
+    assert min(minority) >= 4 and max(minority) <= 6
+
+
+def rows_of(plan: Plan, world: int, start: int = 0, steps: int | None = None) -> list[list[Row]]:
+    """All ranks' rows, step by step."""
+    left = plan.steps(start, plan.positions, world)
+    return [
+        [plan.row(step, rank, world, start) for rank in range(world)]
+        for step in range(left if steps is None else min(steps, left))
+    ]
+
+
+def trained(steps: list[list[Row]]) -> list[tuple[int, ...]]:
+    """What the rows with a share train on, in the plan's order."""
+    real = sorted((row for rows in steps for row in rows if row.share), key=lambda row: (row.epoch, row.mini_batch))
+    return [
+        (row.epoch, *(int(value) for value in slot))
+        for row in real
+        for slot in zip(*(getattr(row, name) for name in SLOT), strict=True)
+    ]
+
+
+batchings = st.builds(
+    Batching,
+    classes=st.integers(1, 3),
+    cases_per_class=st.integers(1, 4),
+    balance=st.sampled_from(["classes", "natural"]),
+    size=st.integers(1, 7),
+    window=st.just(20),
+    accumulate=st.integers(1, 3),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    counts=class_counts,
+    batching=batchings,
+    epochs=st.integers(1, 3),
+    attempts=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), max_size=8),
+    last=st.integers(1, 5),
+)
+def test_however_often_the_number_of_workers_changes_each_mini_batch_is_trained_on_once(
+    counts, batching, epochs, attempts, last
+) -> None:
+    plan = Plan(4, epochs, make_index(counts, slides_per_case=2), batching)
+    position, found = 0, []
+    for world, updates in [*attempts, (last, 10**6)]:
+        if position == plan.positions:
+            break
+        done: list[list[Row]] = []
+        for rows in rows_of(plan, world, position):
+            done.append(rows)
+            if sum(ranks[0].closes for ranks in done) == updates:
+                break
+        # killed at a checkpoint, which an optimiser step's end is
+        assert done[-1][0].closes and done[0][0].begin == position
+        position, found = done[-1][0].end, found + trained(done)
+    assert position == plan.positions
+    assert found == trained(rows_of(plan, 1))
+
+
+@settings(max_examples=80, deadline=None)
+@given(counts=class_counts, batching=batchings, world=st.integers(1, 5), start=st.integers(0, 30))
+def test_shares_make_the_mean_over_an_optimiser_steps_cases(counts, batching, world, start) -> None:
+    plan = Plan(4, 2, make_index(counts), batching)
+    start = min(start, plan.positions)
+    steps = rows_of(plan, world, start)
+    whole = sum(len(row.case) for (row,) in rows_of(plan, 1))
+    seen = steps[0][0].before if steps else 1.0
+    update: list[Row] = []
+    updates = 0
+    for rows in steps:
+        update += rows
+        assert len({(row.begin, row.end, row.before, row.after, row.closes) for row in rows}) == 1
+        assert rows[0].share > 0, "the first rank always has something"
+        if rows[0].closes:
+            cases = [len(row.case) if row.share else 0 for row in update]
+            # gradients are averaged over ranks and summed over the steps
+            for row, own in zip(update, cases, strict=True):
+                assert row.share / world == pytest.approx(own / sum(cases))
+                assert row.before == seen and row.after == pytest.approx(seen + sum(cases) / whole)
+            seen = update[0].after
+            assert len(update) <= world * batching.accumulate
+            update, updates = [], updates + 1
+    assert seen == 1.0 and not update and updates == plan.updates(start, plan.positions, world)
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 1000), epoch=st.integers(0, 20), n=st.integers(8, 60), k=st.integers(1, 4))
-def test_two_workers_with_k_cases_see_the_windows_of_one_worker_with_twice_k(seed, epoch, n, k) -> None:
+@given(seed=st.integers(0, 1000), n=st.integers(8, 60), k=st.integers(1, 4))
+def test_two_workers_with_k_cases_see_the_windows_of_one_worker_with_twice_k(seed, n, k) -> None:
     index = make_index([n, n], slides_per_case=2)
-    two = epoch_plan(seed, epoch, 2, index, Batching(cases_per_class=k, window=10))
-    one = epoch_plan(seed, epoch, 1, index, Batching(cases_per_class=2 * k, window=10))
-    assert two.steps == one.steps
-    for step in range(one.steps):
-        windows = [
-            sorted(
-                zip(
-                    *(
-                        getattr(plan, name)[step].reshape(-1).tolist()
-                        for name in ("case", "slide", "start", "mask_seed")
-                    ),
-                    strict=True,
-                )
-            )
-            for plan in (two, one)
-        ]
-        assert windows[0] == windows[1]
+    one, two = (Plan(seed, 2, index, Batching(cases_per_class=size, window=10)) for size in (2 * k, k))
+    alone, together = rows_of(one, 1), rows_of(two, 2)
+    assert len(alone) == len(together)
+    for rows, again in zip(alone, together, strict=True):
+        assert sorted(trained([rows])) == sorted(trained([again]))
 
 
 def test_ranks_of_a_step_have_different_cases_where_the_classes_suffice() -> None:
-    index = make_index([40, 50])
-    plan = epoch_plan(1, 2, 4, index, Batching(cases_per_class=4))
-    for step in range(plan.steps):
-        assert len(np.unique(plan.case[step])) == plan.case[step].size
+    plan = Plan(1, 1, make_index([40, 50]), Batching(cases_per_class=4))
+    for rows in rows_of(plan, 4):
+        cases = np.concatenate([row.case for row in rows if row.share])
+        assert len(np.unique(cases)) == len(cases)
 
 
 def test_the_plan_is_pure_and_changes_with_seed_and_epoch() -> None:
     index = make_index([20, 33], slides_per_case=2, patches=500)
     batching = Batching(window=64)
-    plan = epoch_plan(5, 7, 2, index, batching)
+    plan = epoch_plan(5, 7, index, batching)
     np.random.seed(99)
-    epoch_plan(6, 7, 2, index, batching)
-    assert same(plan, epoch_plan(5, 7, 2, index, batching))
-    assert not same(plan, epoch_plan(5, 8, 2, index, batching))
-    assert not same(plan, epoch_plan(6, 7, 2, index, batching))
+    epoch_plan(6, 7, index, batching)
+    assert same(plan, epoch_plan(5, 7, index, batching))
+    assert not same(plan, epoch_plan(5, 8, index, batching))
+    assert not same(plan, epoch_plan(6, 7, index, batching))
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1000), window=st.integers(1, 300), patches=st.integers(1, 400))
 def test_windows_stay_inside_their_slide_and_slides_inside_their_case(seed, window, patches) -> None:
     index = make_index([9, 9], slides_per_case=3, patches=patches, seed=seed)
-    plan = epoch_plan(seed, 0, 1, index, Batching(window=window))
+    plan = epoch_plan(seed, 0, index, Batching(window=window))
     case, slide, start = (getattr(plan, name).reshape(-1) for name in ("case", "slide", "start"))
     assert (index.first_slide[case] <= slide).all() and (slide < index.first_slide[case + 1]).all()
     size = index.slide_patches[slide]
@@ -155,7 +220,7 @@ def test_slides_are_drawn_in_proportion_to_their_patches_and_starts_reach_both_e
         np.array([0, 2, 3, 4, 5]),
         np.array([900, 100, 12, 5, 5]),
     )
-    plans = [epoch_plan(0, epoch, 1, index, Batching(cases_per_class=1, window=10)) for epoch in range(3000)]
+    plans = [epoch_plan(0, epoch, index, Batching(cases_per_class=1, window=10)) for epoch in range(3000)]
     slides = np.concatenate([plan.slide.reshape(-1) for plan in plans])
     assert abs((slides == 0).sum() / ((slides == 0) | (slides == 1)).sum() - 0.9) < 0.02
     starts = np.concatenate([plan.start[plan.slide == 2] for plan in plans])
@@ -176,7 +241,7 @@ def test_mask_has_exactly_the_share_and_depends_on_its_seed_alone() -> None:
 
 def test_mask_seeds_differ_between_windows_of_an_epoch() -> None:
     index = make_index([30, 30])
-    plan = epoch_plan(0, 0, 2, index, Batching())
+    plan = epoch_plan(0, 0, index, Batching())
     assert len(np.unique(plan.mask_seed)) == plan.mask_seed.size
 
 
@@ -184,20 +249,27 @@ def test_a_class_with_a_single_case_is_refused_by_name() -> None:
     index = make_index([5, 5])
     index.labels[:] = [0] * 9 + [1]
     with pytest.raises(InputError) as refusal:
-        epoch_plan(0, 0, 1, index, Batching())
+        epoch_plan(0, 0, index, Batching())
     assert refusal.value.case == "case-0009" and refusal.value.fix is not None
 
 
 def test_a_row_is_one_ranks_mini_batch() -> None:
     index = make_index([12, 12])
-    plan = epoch_plan(0, 4, 3, index, Batching(cases_per_class=2))
-    row = row_of(plan, 4, 1, 2)
-    assert (row.epoch, row.step, row.rank) == (4, 1, 2)
-    assert np.array_equal(row.case, plan.case[1, 2]) and np.array_equal(row.mask_seed, plan.mask_seed[1, 2])
+    plan = Plan(0, 5, index, Batching(cases_per_class=2))
+    of_epoch = epoch_plan(0, 4, index, Batching(cases_per_class=2))
+    row = plan.row(1, 2, 3, start=4 * 6)
+    assert (row.epoch, row.mini_batch, row.rank, row.begin, row.end) == (4, 5, 2, 27, 30)
+    assert np.array_equal(row.case, of_epoch.case[20:24]) and np.array_equal(row.mask_seed, of_epoch.mask_seed[20:24])
+
+
+def test_a_rank_with_nothing_left_repeats_a_case_with_no_share() -> None:
+    plan = Plan(0, 1, make_index([10, 10]), Batching(balance="natural", size=8))
+    last = rows_of(plan, 2)[-1]
+    assert [len(row.case) for row in last] == [4, 1] and [row.share for row in last] == [2.0, 0.0]
 
 
 def test_a_plan_over_a_hundred_thousand_slides_is_arrays_only() -> None:
     index = make_index([40_000, 10_000], slides_per_case=3)
-    plan = epoch_plan(0, 0, 8, index, Batching(window=6000))
+    plan = epoch_plan(0, 0, index, Batching(window=6000))
     assert plan.case.dtype == np.int64 and plan.mask_seed.dtype == np.uint64
     assert np.bincount(plan.case.reshape(-1), minlength=50_000).min() >= 1

@@ -114,7 +114,7 @@ def test_an_epoch_of_windows_read_by_threads_is_the_local_one(uri: str, local: C
     store = CohortStore.open(uri)
     index = index_cases(store, store.cases["case_id"].to_pylist())
     plan = Plan(1, 1, index, Batching(classes=2, cases_per_class=2, window=600))
-    for step in range(plan.total_steps(1)):
+    for step in range(plan.positions):
         row = plan.row(step, 0, 1)
         np.testing.assert_array_equal(
             read_windows(store, index, row, 600, threads=4), read_windows(local, index, row, 600)

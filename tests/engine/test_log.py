@@ -290,4 +290,8 @@ def test_rays_gauges_get_loss_speed_and_the_share_of_waiting(monkeypatch: pytest
     with MetricsLog(tmp_path, "pretrain", 0, True) as log:
         log.write("step", 0, 1, {"loss": 1.5, "seconds": 4.0, "data_wait": 1.0, "cases_per_s": 8.0})
         log.write("epoch", 0, 1, {"loss": 9.0})
-    assert shown == {"gimp_loss": 1.5, "gimp_cases_per_s": 8.0, "gimp_data_wait_share": 0.25}
+        deadline = time.monotonic() + 60
+        while len(shown) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert shown == {"gimp_loss": 1.5, "gimp_cases_per_s": 8.0, "gimp_data_wait_share": 0.25}
+    assert shown == {"gimp_loss": 1.5, "gimp_cases_per_s": 0.0, "gimp_data_wait_share": 0.25}, "the stage ended"

@@ -31,7 +31,7 @@ from gimp_ray.run_folder import STAGES, as_place
 SILENT_S = 600.0
 SILENT_GAPS = 5
 # what a line of the log is about, as against what it measured
-_ABOUT = ("time", "stage", "epoch", "epochs", "step", "steps", "kind")
+_ABOUT = ("time", "stage", "epoch", "epochs", "step", "steps", "mini_batches", "kind")
 # of restarts, so many are told for people; the JSON has all
 RESTARTS_SHOWN = 3
 
@@ -46,7 +46,7 @@ class StageStatus:
         epoch: epochs that are whole.
         epochs: epochs it is to have; None where the config does not say.
         step: optimiser steps done, by the log.
-        steps: optimiser steps it is to have; None where the log does not say.
+        steps: optimiser steps it is to have with as many workers as there were last; None where the log does not say.
         checkpoint: optimiser steps at the newest checkpoint, where the next attempt goes on; None without one.
         last: figures of the newest step line (loss and its parts, cases/s, ...).
         validation: figures of the newest validation line.

@@ -102,7 +102,7 @@ def test_restarts_of_workers_are_told_with_their_reasons_and_what_went_on(tmp_pa
         attempt("failed: GimpError: no", ended="2026-11-22T08:30:00+0000", restarts=[restart(1)]),
         attempt(workers=3, restarts=[restart(2, workers=4), {"time": "t", "reason": ""}, restart(4, workers=1)]),
     ]
-    found = run_status(a_run(tmp_path / "a", attempts, [line(4, loss=1.0, epochs=4)]), now=NOW)
+    found = run_status(a_run(tmp_path / "a", attempts, [line(4, loss=1.0, epochs=4, mini_batches=12)]), now=NOW)
     assert found.workers == 3 and [one["attempt"] for one in found.restarts] == [1, 2, 2, 2]
     assert found.stages[-1].last == {"loss": 1.0}
     text = format_status(found)

@@ -33,6 +33,7 @@ from gimp_ray.engine.log import Meter, MetricsLog
 from gimp_ray.engine.progress import Pace
 from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
 from gimp_ray.engine.starting import agreed_start
+from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
@@ -138,7 +139,7 @@ def _train(
         with (
             stage.log,
             stage.background,
-            contextlib.closing(batches(stage.position)) as feed,
+            contextlib.closing(on_device(batches(stage.position), world.device)) as feed,
             stopping.deferred(),
         ):
             _steps(stage, feed, report)
@@ -154,14 +155,14 @@ def _train(
     return "done"
 
 
-def _steps(stage: _Stage, feed: Feed, report: Report | None) -> None:
+def _steps(stage: _Stage, feed: Iterator[tuple[Row, Tensors]], report: Report | None) -> None:
     """All the steps up to the limit, or until it is to end, with what an epoch's end asks for."""
     since = time.perf_counter()
-    for row, arrays in feed:
+    for row, batch in feed:
         waited = time.perf_counter() - since
         stage.pace.batch(len(row.case), waited)
-        _one_step(stage, row, arrays)
-        del arrays  # or it would be in memory beside the next ones
+        _one_step(stage, row, batch)
+        del batch  # or it would be in memory beside the next ones
         ended = stage.position % stage.plan.mini_batches == 0
         if row.closes and not ended and _due(stage):
             _save(stage)
@@ -186,16 +187,6 @@ def learning_rate(settings: Settings, begin: float, end: float) -> float:
     return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def to_device(arrays: Arrays, device: torch.device) -> Tensors:
-    """Arrays as tensors on a device, through pinned memory where that is a GPU."""
-    tensors = {}
-    for name, array in arrays.items():
-        # arrays carried by Ray are read-only views of its object store
-        tensor = torch.from_numpy(array if array.flags.writeable else np.array(array))
-        tensors[name] = tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-    return tensors
-
-
 def gather_records(records: list[Record], world: World) -> list[Record]:
     """All ranks' records, on every rank."""
     if world.size == 1:
@@ -211,22 +202,22 @@ def seed_mini_batch(seed: int, epoch: int, number: int) -> None:
     torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def _one_step(stage: _Stage, row: Row, arrays: Arrays) -> None:
+def _one_step(stage: _Stage, row: Row, batch: Tensors) -> None:
     settings, world = stage.settings, stage.world
     seed_mini_batch(stage.task.seed, row.epoch, row.mini_batch)
     stage.model.train()
     holding = isinstance(stage.wrapped, DistributedDataParallel) and not row.closes
     with stage.wrapped.no_sync() if holding else contextlib.nullcontext():  # type: ignore[operator, union-attr]
         with autocast(settings.precision, world.device):
-            loss, parts = stage.task.loss(stage.wrapped, to_device(arrays, world.device))
+            loss, parts = stage.task.loss(stage.wrapped, batch)
         (loss * row.share).backward()
     if not bool(torch.isfinite(loss)):
         if not settings.skip_bad_batches:
-            _refuse(stage, "the loss", _cases(row, arrays))
-        stage.bad += _cases(row, arrays)
+            _refuse(stage, "the loss", row.case.tolist())
+        stage.bad += row.case.tolist()
     stage.figures.append(({"loss": loss, **parts}, row.share))
     if row.closes:
-        _end_update(stage, row, _clip(stage), _cases(row, arrays))
+        _end_update(stage, row, _clip(stage), row.case.tolist())
     stage.position = row.end
 
 
@@ -438,10 +429,6 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     devices = [world.device] if world.device.type == "cuda" else None
     # no layer here has batch statistics, so buffers are the same on every rank and stay so
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
-
-
-def _cases(row: Row, arrays: Arrays) -> list[int]:
-    return [int(case) for case in np.asarray(arrays.get("case", row.case)).ravel()]
 
 
 def _refuse(stage: _Stage, what: str, cases: list[int], step: int | None = None) -> None:

@@ -99,6 +99,7 @@ def test_every_node_may_use_s3() -> None:
 def test_a_node_may_take_minutes_to_come_and_no_stranger_may_submit() -> None:
     options = " ".join(_tree()["docker"]["run_options"])
     assert int(re.findall(r"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=(\d+)", options)[0]) >= 600
+    assert int(re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", options)[0]) >= 120
     assert "RAY_AUTH_MODE=token" in options
     assert _tree()["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     assert any("--dashboard-host=127.0.0.1" in command for command in _tree()["head_start_ray_commands"])

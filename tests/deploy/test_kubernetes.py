@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,32 @@ JOBS = MANIFESTS[1:]
 JOBS_IN_IMAGE = "/home/ray/jobs"
 every_manifest = pytest.mark.parametrize("name", MANIFESTS)
 every_job = pytest.mark.parametrize("name", JOBS)
+# processes in there see only one another, and are gone with the first
+ALONE = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+# a job that saves itself at SIGTERM, and a training worker that ends a while after it
+POD = """
+set -e
+"$PYTHON" -c '
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(1)
+    pathlib.Path("saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path("running").touch()
+time.sleep(60)
+' "$SCRIPT" --config run.yaml &
+job=$!
+work="until [[ -e saved ]]; do sleep 0.1; done; sleep 1; touch left"
+WORK=$work bash -c 'exec -a "ray::RayTrainWorker.execute" bash -c "$WORK"' &
+bash -c 'exec -a "ray::IDLE" sleep 60' &
+other=$!
+until [[ -e running ]]; do sleep 0.1; done
+bash -c "$HOOK"
+[[ -e saved && -e left ]]
+kill -0 $other
+wait $job
+"""
 GIGA = {"Mi": 2**20, "Gi": 2**30}
 
 
@@ -231,3 +259,35 @@ def test_the_standing_cluster_scales_from_nothing() -> None:
     assert all(pod["template"]["spec"]["restartPolicy"] == "Never" for pod in pods)
     waits = {e["name"]: e.get("value") for e in group["template"]["spec"]["containers"][0]["env"]}
     assert int(waits["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"]) >= 600
+
+
+@every_manifest
+def test_every_pod_gets_the_time_to_save_the_run(name: str) -> None:
+    """The grace is for the pod's hook, for `ray job stop` within it, and for what Ray does after that."""
+    tree = _read(name)
+    for pod, container in zip(_pods(tree), _containers(tree), strict=True):
+        given = {entry["name"]: entry.get("value") for entry in container["env"]}
+        # more than SLURM's and the clouds' usual two minutes; Ray reads it as a whole number
+        assert 120 <= int(given["RAY_JOB_STOP_WAIT_TIME_S"]) < pod["terminationGracePeriodSeconds"]
+        assert container["lifecycle"]["preStop"]["exec"]["command"][:2] == ["/bin/bash", "-c"]
+
+
+@pytest.mark.skipif(
+    subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="this machine does not let users make namespaces",
+)
+@pytest.mark.parametrize("script", [f"{JOBS_IN_IMAGE}/pretrain.py", "jobs/finetune.py"])
+def test_the_pods_hook_tells_the_job_and_waits_for_it_and_its_workers(script: str, tmp_path: Path) -> None:
+    containers = [container for name in MANIFESTS for container in _containers(_read(name))]
+    (hook,) = {container["lifecycle"]["preStop"]["exec"]["command"][2] for container in containers}
+    variables = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable, "SCRIPT": script, "HOOK": hook}
+    pod = subprocess.run(
+        [*ALONE, "bash", "-c", POD],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert pod.returncode == 143, pod.stderr

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from benchmarks import scaling
 from gimp_ray.config import Config
 from gimp_ray.feed import batches
-from gimp_ray.feed.plan import Batching, CohortIndex, steps_per_epoch
+from gimp_ray.feed.plan import Batching, CohortIndex, Plan
 from gimp_ray.models import GiMP, GroupMSA, freeze
 from gimp_ray.tasks.image_side import make_aggregator
 
@@ -95,7 +95,8 @@ def test_steps_are_those_of_the_plan(slides: int, workers: int) -> None:
         slide_patches=np.full(slides, 10),
     )
     batching = Batching(classes=2, cases_per_class=4, balance="natural", size=8, window=10)
-    assert scaling.steps_an_epoch(slides, workers) == steps_per_epoch(batching, index, workers)
+    epoch = Plan(0, 1, index, batching)
+    assert scaling.steps_an_epoch(slides, workers) == epoch.steps(0, epoch.positions, workers)
 
 
 @settings(max_examples=50, deadline=None)

@@ -33,13 +33,15 @@ exit $status
 SCONTROL = """#!/bin/bash
 echo "scontrol $*" >> "$CALLS"
 """
-# notes its arguments and surroundings, then does what `symmetric-run` does on the head
+# notes its arguments and surroundings, then does what `symmetric-run` does on the head: runs the job, dies of SIGTERM
 RAY = """#!/bin/bash
 printf '%s\\n' "$@" > "$RAY_ARGUMENTS"
 { env; stat --format 'MODE=%a' "$RAY_TMPDIR"; } > "$RAY_ENVIRONMENT"
 while [[ $1 != -- ]]; do shift; done
 shift
-exec "$@"
+"$@" &
+trap 'touch "$CALLS.ray-was-told"; kill -KILL $!; exit 99' TERM
+wait $!
 """
 
 
@@ -110,8 +112,16 @@ class Allocation:
 
 
 def _sleeping(folder: Path) -> Allocation:
-    """An allocation whose job goes on until it is stopped."""
-    return Allocation(folder, f'echo $$ > "{folder}/pid"; touch "{folder}/running"; exec sleep 60')
+    """An allocation whose job goes on until it is stopped; then it takes a moment to save."""
+    saving = f'kill $!; sleep 1; touch "{folder}/saved"; exit 143'
+    return Allocation(
+        folder, f'trap \'{saving}\' TERM; echo $$ > "{folder}/pid"; touch "{folder}/running"; sleep 60 & wait $!'
+    )
+
+
+def _saved(folder: Path) -> bool:
+    """Whether the job had the time to save, with Ray still up."""
+    return (folder / "saved").exists() and not (folder / "calls.ray-was-told").exists()
 
 
 def _gone(folder: Path) -> bool:
@@ -155,7 +165,7 @@ def test_the_job_runs_with_a_worker_for_every_gpu(tmp_path: Path) -> None:
     assert process.returncode == 0, printed
     assert "gimp pretrain" in printed
     _, entrypoint = allocation.ray_arguments()
-    assert entrypoint[1:] == [
+    assert entrypoint[entrypoint.index("python") + 1 :] == [
         str(ROOT / "jobs" / "pretrain.py"),
         *("--train.workers", str(NODES * GPUS), "--train.use_gpu", "true", "--help"),
     ]
@@ -207,7 +217,7 @@ def test_near_the_time_limit_the_job_is_stopped_and_put_back(tmp_path: Path) -> 
     process.send_signal(signal.SIGUSR1)
     printed = process.communicate(timeout=20)[0]
     assert process.returncode == 0, printed
-    assert _gone(tmp_path)
+    assert _gone(tmp_path) and _saved(tmp_path)
     assert allocation.called("scontrol") == [f"scontrol requeue {allocation.job_id}"]
 
 
@@ -226,8 +236,20 @@ def test_a_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
-    assert _gone(tmp_path)
+    assert _gone(tmp_path) and _saved(tmp_path)
     assert allocation.called("scontrol") == []
+
+
+def test_before_the_job_runs_the_whole_step_is_stopped(tmp_path: Path) -> None:
+    """While Ray starts there is nothing to save."""
+    allocation = _sleeping(tmp_path)
+    ray = tmp_path / "environment" / "bin" / "ray"
+    ray.write_text(f"#!/bin/bash\ntouch '{tmp_path}/running'\nexec sleep 60\n")
+    process = allocation.started()
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert allocation.called("scontrol") == [f"scontrol requeue {allocation.job_id}"]
 
 
 def test_a_failed_job_keeps_its_exit_code(tmp_path: Path) -> None:

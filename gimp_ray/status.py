@@ -8,6 +8,7 @@ whether the process lives, which may be another machine; a run that wrote nothin
 from __future__ import annotations
 
 import json
+import textwrap
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -32,8 +33,9 @@ SILENT_S = 600.0
 SILENT_GAPS = 5
 # what a line of the log is about, as against what it measured
 _ABOUT = ("time", "stage", "epoch", "epochs", "step", "steps", "mini_batches", "kind")
-# of restarts, so many are told for people; the JSON has all
+# of restarts, so many are told for people, and so many characters of the reason; the JSON has all
 RESTARTS_SHOWN = 3
+REASON_SHOWN = 160
 
 
 @dataclass(frozen=True)
@@ -407,7 +409,7 @@ def _restart_rows(restarts: tuple[dict[str, Any], ...]) -> Iterable[str]:
         workers, step = restart.get("workers"), restart.get("step")
         went_on = "" if workers is None else f" with {_counted(workers, 'worker')}"
         went_on += "" if step is None else f" from step {step}"
-        reason = str(restart.get("reason") or "no reason noted").splitlines()[0]
+        reason = textwrap.shorten(str(restart.get("reason") or "no reason noted"), REASON_SHOWN, placeholder=" ...")
         yield (
             f"attempt {restart['attempt']}, {restart.get('time', '?')}: {reason}"
             f"{f'; went on{went_on}' if went_on else ''}"

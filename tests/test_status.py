@@ -98,13 +98,16 @@ def restart(step: int, **values: Any) -> dict[str, Any]:
 
 
 def test_restarts_of_workers_are_told_with_their_reasons_and_what_went_on(tmp_path: Path) -> None:
+    long = {"time": "t", "reason": "why " * 99}
     attempts = [
-        attempt("failed: GimpError: no", ended="2026-11-22T08:30:00+0000", restarts=[restart(1)]),
-        attempt(workers=3, restarts=[restart(2, workers=4), {"time": "t", "reason": ""}, restart(4, workers=1)]),
+        attempt("failed: GimpError: no", ended="2026-11-22T08:30:00+0000", restarts=[{}]),
+        attempt(
+            workers=3, restarts=[restart(2, workers=4), {"time": "t", "reason": "why " * 99}, restart(4, workers=1)]
+        ),
     ]
     found = run_status(a_run(tmp_path / "a", attempts, [line(4, loss=1.0, epochs=4, mini_batches=12)]), now=NOW)
     assert found.workers == 3 and [one["attempt"] for one in found.restarts] == [1, 2, 2, 2]
-    assert found.stages[-1].last == {"loss": 1.0}
+    assert found.stages[-1].last == {"loss": 1.0} and found.restarts[2]["reason"] == "why " * 99
     text = format_status(found)
     assert "running with 3 workers, last sign of life" in text
     assert "on node-1: failed after 30 min 0 s, 1 restart of workers" in text and "running, 3 restarts" in text
@@ -112,9 +115,11 @@ def test_restarts_of_workers_are_told_with_their_reasons_and_what_went_on(tmp_pa
     assert told == [
         "4, the last 3:",
         "attempt 2, 2026-11-22T08:02:00+0000: worker 2 died: SIGKILL; went on with 4 workers from step 2",
-        "attempt 2, t: no reason noted",
+        "attempt 2, t: " + "why " * 39 + "...",
         "attempt 2, 2026-11-22T08:04:00+0000: worker 4 died: SIGKILL; went on with 1 worker from step 4",
     ]
+    first = run_status(a_run(tmp_path / "c", attempts[:1], []), now=NOW)
+    assert "attempt 1, ?: no reason noted\n" in format_status(first)
     over = run_status(a_run(tmp_path / "b", [attempt("done", workers=2, restarts=[])], []), now=NOW)
     assert over.workers is None and over.restarts == () and "\nrestarts" not in format_status(over)
 

@@ -101,9 +101,7 @@ def test_restarts_of_workers_are_told_with_their_reasons_and_what_went_on(tmp_pa
     long = {"time": "t", "reason": "why " * 99}
     attempts = [
         attempt("failed: GimpError: no", ended="2026-11-22T08:30:00+0000", restarts=[{}]),
-        attempt(
-            workers=3, restarts=[restart(2, workers=4), {"time": "t", "reason": "why " * 99}, restart(4, workers=1)]
-        ),
+        attempt(workers=3, restarts=[restart(2, workers=4), long, restart(4, workers=1)]),
     ]
     found = run_status(a_run(tmp_path / "a", attempts, [line(4, loss=1.0, epochs=4, mini_batches=12)]), now=NOW)
     assert found.workers == 3 and [one["attempt"] for one in found.restarts] == [1, 2, 2, 2]

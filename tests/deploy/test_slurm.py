@@ -1,7 +1,7 @@
 """The SLURM script with stand-ins for srun, scontrol and ray: what it starts, and what becomes of it at the time limit.
 
-The real `ray symmetric-run` is not run: it ends with `ray stop`, which would stop every Ray of the user on this
-machine. Ray itself judges the options it is given.
+`ray symmetric-run` ends with `ray stop`, which stops every Ray of the user that it sees. So it has a stand-in too, and
+Ray itself judges its options; once it is run for real, where the machine lets it be alone.
 """
 
 from __future__ import annotations
@@ -14,11 +14,24 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+
+from gimp_ray import pipeline
+from gimp_ray.config import Config
+from gimp_ray.config_files import to_yaml
+from gimp_ray.engine.checkpoint import latest_checkpoint
+from gimp_ray.run_folder import RunFolder
+from tests.conftest import changed
+from tests.engine.test_resume import metrics, same_weights
+from tests.faults.running import steps_logged
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deploy" / "slurm" / "pretrain.sbatch"
 NODES, GPUS, CPUS = 2, 4, 32
+
+# processes in there see only one another, have a network of their own, and are gone with the first
+ALONE = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 # leaves srun's own options out, and does the rest here; a signal goes on to it, as srun does
 SRUN = """#!/bin/bash
@@ -274,3 +287,50 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path, chan
     assert said in process.communicate(timeout=20)[0]
     assert process.returncode != 0
     assert allocation.called("srun") == []
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(
+    subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="this machine does not let users make namespaces",
+)
+def test_with_the_real_ray_the_run_is_saved_near_the_time_limit_and_goes_on(tiny: Config, tmp_path: Path) -> None:
+    config = changed(tiny, genes__encoder="none", train__epochs=200, checkpoint__every_epochs=200)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    allocation = Allocation(tmp_path, "true")
+    environment = tmp_path / "environment" / "bin"
+    for name in ("ray", "python"):
+        (environment / name).unlink()
+        (environment / name).symlink_to(Path(sys.executable).parent / name)
+    network = "ip link set lo up && ip address add 10.77.0.1/32 dev lo"
+    one_node = {"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "3"}
+    surroundings = {"GIMP_RAY_HEAD_IP": "10.77.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    options = ["--config", str(tmp_path / "run.yaml"), "--train.use_gpu", "false"]
+    process = subprocess.Popen(
+        [*ALONE, "bash", "-c", f'{network} && exec bash "$@"', "-", str(SCRIPT), *options],
+        env=allocation.variables | one_node | surroundings | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    run = RunFolder(config.run or "")
+    try:
+        until = time.monotonic() + 300
+        while steps_logged(run, "pretrain") < 10:
+            assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+            time.sleep(0.1)
+        (script,) = psutil.Process(process.pid).children()
+        script.send_signal(signal.SIGUSR1)
+        printed = process.communicate(timeout=300)[0]
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 0 and "preempted: the run is saved" in printed, printed
+    assert allocation.called("scontrol") == [f"scontrol requeue {allocation.job_id}"]
+    found = latest_checkpoint(run.checkpoints("pretrain"))
+    assert found is not None and found[1]["step"] >= 10 and not run.stage_done("pretrain")
+    pipeline.pretrain(config)
+    whole = pipeline.pretrain(changed(config, run=str(tmp_path / "whole")))
+    assert metrics(run, "pretrain") == metrics(whole, "pretrain")
+    assert same_weights(run.model_file("pretrain"), whole.model_file("pretrain"))

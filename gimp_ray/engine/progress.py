@@ -254,7 +254,7 @@ class _Follower:
             self._close()
 
     def _follow(self) -> None:
-        with _noted():
+        with _noted(self._over):
             while not self._over.wait(POLL_S):
                 for number, logs in enumerate(self._logs):
                     # every log is asked, so no short cut
@@ -319,9 +319,10 @@ def _written(line: dict[str, Any]) -> float:
 
 
 @contextmanager
-def _noted() -> Iterator[None]:
-    """Whatever is wrong with a line on a terminal is no reason to end a training."""
+def _noted(over: threading.Event | None = None) -> Iterator[None]:
+    """Whatever is wrong with a line on a terminal is no reason to end a training, and after it nobody's business."""
     try:
         yield
     except Exception as error:
-        print(f"note: no progress line from here on: {type(error).__name__}: {str(error)[:200]}", flush=True)
+        if over is None or not over.is_set():
+            print(f"note: no progress line from here on: {type(error).__name__}: {str(error)[:200]}", flush=True)

@@ -149,6 +149,27 @@ def test_nothing_that_is_wrong_with_the_line_reaches_the_run(
     assert "no such terminal" in capsys.readouterr().out
 
 
+def test_a_look_that_hangs_holds_up_nothing_and_says_nothing_afterwards(
+    out: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run, looked, answer = RunFolder(tmp_path), threading.Event(), threading.Event()
+
+    def hangs(tail: bytes) -> None:
+        looked.set()
+        answer.wait(PATIENCE_S)
+        raise ValueError("the storage is gone")
+
+    monkeypatch.setattr(progress, "_newest_step", hangs)
+    monkeypatch.setattr(progress, "CLOSE_S", 0.01)
+    with following(run, ["pretrain"], console=terminal(out)):
+        append(run.metrics_log("pretrain"), line(4))
+        assert looked.wait(PATIENCE_S)
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "progress line")
+    answer.set()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive() and out.getvalue() == "" and capsys.readouterr().out == ""
+
+
 def test_a_log_that_cannot_be_read_now_is_read_later(
     out: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

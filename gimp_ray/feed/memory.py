@@ -29,6 +29,7 @@ def cache_budget(gigabytes: float | None, device: torch.device | None) -> int:
     if gigabytes is not None:
         return int(gigabytes * 1e9)
     if device is not None and device.type == "cuda":
+        torch.cuda.empty_cache()  # what a stage before had is free, and must count as such
         return int(SHARE * max(0, torch.cuda.mem_get_info(device)[0] - DEVICE_RESERVE))
     return int(SHARE * free_host_memory() / workers_here())
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from gimp_ray.feed.cache import DeviceCache, HostCache, _Kept, open_cache
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.feed.windows import each_bag, read_bags, read_windows
 from tests.conftest import TINY, changed
+from tests.object_storage.server import weed_binary
 
 CPU = torch.device("cpu")
 LENGTH = 48
@@ -290,6 +294,54 @@ def test_tasks_read_through_the_cache_and_get_the_same_batches(stage: str, kind:
         assert one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
         assert isinstance(other["patches"], torch.Tensor) == (kind == "device")
     assert repr(records) == repr(records_again)
+
+
+def test_runs_with_a_cache_end_in_the_same_weights(
+    tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A cache of all, and one so small that some slides are read each time."""
+    from gimp_ray import pipeline
+    from gimp_ray.weights import load_weights
+
+    short = {"genes.encoder": "none", "train.epochs": 2, "finetune.train.epochs": 2}
+    ended = {}
+    for kind, size in (("none", None), ("host", 1.0), ("device", 30e-6)):
+        more = {"run": str(tmp_path / kind), "feed.cache": kind, "feed.cache_gb": size}
+        config = load_config(None, short | more, base=tiny.model_dump())
+        pipeline.pretrain(config)
+        run = pipeline.finetune(config)
+        ended[kind] = [load_weights(run.model_file(stage)) for stage in ("pretrain", "finetune")]
+        said = [line for line in capsys.readouterr().out.splitlines() if "feed.cache" in line]
+        wanted = {"none": "", "host": "has room for all", "device": "is full with"}[kind]
+        assert len(said) == (0 if kind == "none" else 2) and all(wanted in line for line in said)
+    for kind in KINDS:
+        for one, other in zip(ended["none"], ended[kind], strict=True):
+            assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_reading_without_a_cache_needs_no_torch() -> None:
+    """Ray's tasks read too, and torch takes a process 200 MB and seconds."""
+    found = subprocess.run(
+        [sys.executable, "-c", "import sys, gimp_ray.feed.batches; print('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_the_benchmark_has_a_row_for_every_store(tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    command = [sys.executable, "-m", "benchmarks.feed_cache", "--quick", "--out", str(out)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
+    assert ran.returncode == 0, ran.stderr
+    rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    stores = 2 if weed_binary() is None else 4
+    assert len({(row["what"], row["store"]) for row in rows}) == len(rows) == 2 * stores
+    for row in rows:
+        assert all(row[name]["min"] > 0 for name in ("without", "first", "later", "cost", "gain"))
+        assert row["store"] in ran.stdout
 
 
 def slides(index: CohortIndex, case: int) -> range:

@@ -101,6 +101,8 @@ class DeviceCache:
     def __init__(
         self, store: CohortStore, budget: int, device: torch.device, full: Callable[[int], None] = lambda _: None
     ) -> None:
+        if device.type == "cuda" and device.index is None:  # which one is current differs from thread to thread
+            device = torch.device("cuda", torch.cuda.current_device())
         self._store, self._device = store, device
         self._kept: _Kept[Tensor] = _Kept(budget, full)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None

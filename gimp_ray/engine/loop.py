@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -428,7 +429,9 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     # no layer here has batch statistics, so buffers are the same on every rank and stay so
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.13
+    return DistributedDataParallel(model, device_ids=devices, **{sync: False})
 
 
 def _refuse(stage: _Stage, what: str, cases: list[int], step: int | None = None) -> None:

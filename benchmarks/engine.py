@@ -1,0 +1,271 @@
+"""What the engine adds to the step itself: `python -m benchmarks.engine [--quick] [--only PART] [--out FILE] [--docs]`.
+
+Steps with the real feed against the same step on a batch that is in memory, with the memory both take; two workers on a
+core each against one worker on one; what a checkpoint costs; how long a run stands still when a worker is killed;
+memory over ten thousand steps. What is compared takes turns in one run. Writes JSON, prints tables, and with `--docs`
+puts them into docs/performance.md. Left out: the step itself, kernels, storage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import _engine_ray
+import _engine_steps
+from _store_timing import machine, ratios, spread
+from _tables import replace_section, write_json
+
+from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
+from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
+from gimp_ray.config import Config
+from gimp_ray.config_files import load_config
+
+DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
+PARTS = ("feed", "workers", "checkpoint", "recovery", "soak")
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large everything is.
+
+    Attributes:
+        cases: of the cohort; a case has a slide.
+        patches: N of the median slide.
+        dim: E, width of an embedding.
+        length: L of a window.
+        width: d of the model.
+        landmarks: m.
+        steps: optimiser steps of a measured run, two of which warm up.
+        rounds: repeats.
+        kills: of a worker.
+        soak: steps of the long run.
+    """
+
+    cases: int = 40
+    patches: int = 9000
+    dim: int = 1024
+    length: int = 6000
+    width: int = 512
+    landmarks: int = 256
+    steps: int = 7
+    rounds: int = 3
+    kills: int = 3
+    soak: int = 10_000
+
+
+QUICK = Scale(cases=24, patches=300, dim=64, length=128, width=32, landmarks=16, steps=5, rounds=1, kills=1, soak=600)
+
+
+def make_store(folder: Path, scale: Scale) -> Path:
+    """A store of synthetic slides, without genes."""
+    options = SynthOptions(
+        cases=scale.cases,
+        genes=50,
+        dim=scale.dim,
+        min_patches=scale.patches * 2 // 3,
+        median_patches=scale.patches,
+        max_patches=scale.patches * 3 // 2,
+        seed=0,
+    )
+    write_synthetic_cohort(folder / "sources", options)
+    ingest_cohort(
+        patches=folder / "sources" / "patches",
+        genes=None,
+        cases=folder / "sources" / "cases.csv",
+        out=folder / "store",
+        options=IngestOptions(progress=False),
+    )
+    return folder / "store"
+
+
+def config_of(scale: Scale, store: Path, run: Path, **more: Any) -> Config:
+    """Pre-training on images alone, B = 2."""
+    tree = {
+        "store": str(store),
+        "run": str(run),
+        "genes.encoder": "none",
+        "window.length": scale.length,
+        "model.dim": scale.width,
+        "model.landmarks": scale.landmarks,
+        "batch.cases_per_class": 1,
+        "triplet.weight": 0,
+        "train.workers": 0,
+        "train.log_every": 1,
+        "train.epochs": 100,
+        "train.stop_after": 1,
+        "log.progress": False,
+    }
+    return load_config(None, tree | {key.replace("__", "."): value for key, value in more.items()})
+
+
+def feed(scale: Scale, store: Path, folder: Path) -> Found:
+    """Steps with windows read from the store against the same steps on one batch that stays in memory."""
+    found: dict[str, list[Found]] = {"feed": [], "memory": []}
+    cores, threads = [sorted(_cores())], len(_cores())
+    for number in range(scale.rounds):
+        for kind in ("feed", "memory") if number % 2 else ("memory", "feed"):
+            run = config_of(scale, store, folder / f"{kind}-{number}", train__epochs=1, train__stop_after=None)
+            found[kind] += _engine_steps.measure(kind, run.model_dump(), cores, threads)
+    batch_mb = 2 * scale.length * scale.dim * 2 / 1e6
+    means = {kind: [statistics.median(one["seconds_a_step"]) for one in of] for kind, of in found.items()}
+    waits = [sum(one["data_wait"]) / sum(one["seconds_a_step"]) for one in found["feed"]]
+    more = [a["peak_mb"] - b["peak_mb"] for a, b in zip(found["feed"], found["memory"], strict=True)]
+    return {
+        "seconds_a_step": {kind: spread(values) for kind, values in means.items()},
+        "share": ratios(means["memory"], means["feed"]),
+        "data_wait": spread(waits),
+        "batch_mb": batch_mb,
+        "more_peak_mb": spread(more),
+        "more_batches": spread(more, 1 / batch_mb),
+    }
+
+
+def workers(scale: Scale, store: Path, folder: Path) -> Found:
+    """Cases a second of two workers on a core each, against one worker on one core."""
+    first, second = sorted(_cores())[:2]
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(scale.rounds):
+        for count in (1, 2) if number % 2 else (2, 1):
+            cores = [[first], [second]][:count]
+            run = config_of(scale, store, folder / f"workers-{count}-{number}", train__epochs=1, train__stop_after=None)
+            rates[count].append(_engine_steps.measure("feed", run.model_dump(), cores, 1)[0]["cases_per_s"])
+    doubled = [2 * rate for rate in rates[1]]
+    return {"cases_per_s": {str(n): spread(of) for n, of in rates.items()}, "efficiency": ratios(rates[2], doubled)}
+
+
+def checkpoint(scale: Scale, store: Path, folder: Path) -> Found:
+    """What writing a checkpoint after every epoch, the default, takes of an epoch."""
+    run = config_of(scale, store, folder / "checkpoint", train__epochs=3, train__stop_after=None)
+    cores, threads = [sorted(_cores())], len(_cores())
+    (one,) = _engine_steps.measure("feed", run.model_dump(), cores, threads)
+    epoch = statistics.median(one["seconds_a_step"]) * (len(one["seconds_a_step"]) + 2) / 3
+    taken = [a + b / len(_cores()) for a, b in zip(one["blocked"], one["written"], strict=True)]
+    return {
+        "cases": scale.cases,
+        "epoch_seconds": epoch,
+        "blocked_seconds": spread(one["blocked"]),
+        "cpu_seconds_beside": spread(one["written"]),
+        "share": spread(taken, 1 / epoch),
+    }
+
+
+def recovery(scale: Scale, store: Path, folder: Path) -> Found:
+    """Seconds from the kill of one of two workers to the next step."""
+    small = Scale(**asdict(scale) | {"length": 128, "width": 32, "landmarks": 16})
+    run = config_of(small, store, folder / "recovery", train__workers=2, train__epochs=100_000, train__stop_after=None)
+    more = {"train.max_failures": 20, "checkpoint.every_epochs": 1, "train.use_gpu": False}
+    return _engine_ray.recovery(load_config(None, more, base=run.model_dump()), folder / "recovering", scale.kills)
+
+
+def soak(scale: Scale, store: Path, folder: Path) -> Found:
+    """Memory of a worker over many steps of a tiny model."""
+    tiny = Scale(**asdict(scale) | {"length": 64, "width": 16, "landmarks": 8})
+    run = config_of(tiny, store, folder / "soak", train__workers=1, train__stop_after=None, train__log_every=10)
+    steps_an_epoch = max(1, scale.cases * 3 // 10)
+    epochs = -(-scale.soak // steps_an_epoch)
+    more = {"train.epochs": epochs, "checkpoint.every_epochs": max(1, epochs // 50), "train.use_gpu": False}
+    return _engine_ray.soak(
+        load_config(None, more, base=run.model_dump()), folder / "soaking", scale.soak, scale.soak // 5
+    )
+
+
+def sections(result: Found, command: str) -> dict[str, str]:
+    """Markdown of every part that was measured."""
+    made = {}
+    about = result["machine"]
+    note = f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, {result['date']}: `{command}`."
+    if "feed" in result:
+        of = result["feed"]
+        rows = [[name, _s(of["seconds_a_step"][name])] for name in ("memory", "feed")]
+        made["engine-feed"] = "\n".join(
+            [
+                _table(["step on", "seconds a step"], rows),
+                "",
+                f"Steps/s with the feed over steps/s on a batch in memory: {_s(of['share'])}. Waiting for data: "
+                f"{100 * of['data_wait']['median']:.1f} % of the time. Peak memory beyond that of the step on one "
+                f"batch: {_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB. {note}",
+            ]
+        )
+    if "workers" in result:
+        of = result["workers"]
+        rows = [[name, _s(of["cases_per_s"][name])] for name in ("1", "2")]
+        made["engine-workers"] = "\n".join(
+            [
+                _table(["workers, a core each", "cases/s"], rows),
+                "",
+                f"Two workers over twice one: {_s(of['efficiency'])}. {note}",
+            ]
+        )
+    if "checkpoint" in result:
+        of = result["checkpoint"]
+        made["engine-checkpoint"] = (
+            f"A checkpoint stops training for {_s(of['blocked_seconds'])} s and takes {_s(of['cpu_seconds_beside'])} s "
+            f"of a core beside it: {100 * of['share']['median']:.2f} % of an epoch of {of['epoch_seconds']:.0f} s "
+            f"({of['cases']} cases, {about['cores']} cores). {note}"
+        )
+    if "recovery" in result:
+        of = result["recovery"]
+        made["engine-recovery"] = (
+            f"From SIGKILL of one of two workers to the next step: {_s(spread(of['seconds']))} s "
+            f"({of['kills']} kills). {note}"
+        )
+    if "soak" in result:
+        of = result["soak"]
+        spilled = "spilled" if of["spilled"] else "spilled nothing"
+        made["engine-soak"] = (
+            f"{of['steps']:,} steps of a tiny model on a Ray worker: {of['early_mb']:.1f} MB after warm-up, "
+            f"{of['late_mb']:.1f} MB at the end ({100 * of['growth']:+.2f} %); Ray's object store {spilled}. {note}"
+        )
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small and soon done: shows that it works, not how fast")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part alone; may be repeated")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument("--docs", action="store_true", help="put the tables into docs/performance.md")
+    options = parser.parse_args()
+    scale, parts = QUICK if options.quick else Scale(), options.only or list(PARTS)
+    result: Found = {"date": datetime.date.today().isoformat(), "machine": machine(), "scale": asdict(scale)}
+    with tempfile.TemporaryDirectory(prefix="engine-benchmark-") as place:
+        folder = Path(place)
+        store = make_store(folder, scale)
+        for part in parts:
+            result[part] = globals()[part](scale, store, folder)
+            print(f"{part}: done", file=sys.stderr, flush=True)
+    if options.out is not None:
+        write_json(options.out, result)
+    command = "python -m benchmarks.engine" + (" --quick" if options.quick else "")
+    for name, text in sections(result, command).items():
+        print(f"\n## {name}\n\n{text}")
+        if options.docs:
+            replace_section(DOCS, name, text)
+
+
+def _cores() -> set[int]:
+    return os.sched_getaffinity(0)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _s(of: dict[str, float]) -> str:
+    return f"{of['median']:.3g} ({of['min']:.3g} to {of['max']:.3g})"
+
+
+if __name__ == "__main__":
+    main()

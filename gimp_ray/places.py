@@ -2,7 +2,8 @@
 
 `s3://` is read through Arrow's own S3 client with back-off on every error that may pass; credentials, region and
 endpoint come from the usual environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...). `gs://`, `hdfs://` and `file://`
-are Arrow's too; any other protocol is fsspec's (`memory://`, `abfs://`, ...). Left out: mirrors of whole folders.
+are Arrow's too; any other protocol is fsspec's (`memory://`, `abfs://`, ...). What training must not fail on is asked
+for again until the storage is back (`awaited`). Left out: mirrors of whole folders.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import os
 import posixpath
 import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
@@ -22,8 +25,14 @@ from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
 
-# about 1 + 2 + 4 + ... s of waiting, 20 s at most each time: a storage that is down for half a minute is waited for
-S3_ATTEMPTS = 9
+Answer = TypeVar("Answer")
+
+# 0.05 + 0.1 + 0.2 + ... s of waiting, 51 s in all: a storage that is down for half a minute is waited for
+S3_ATTEMPTS = 11
+# how long a storage that does not answer is waited for where a run would end without it, unless the environment says
+PATIENCE_S = 600.0
+PATIENCE = "GIMP_RAY_STORAGE_PATIENCE"
+PAUSE_S = 2.0
 CONNECT_TIMEOUT_S = 5.0
 REQUEST_TIMEOUT_S = 30.0
 
@@ -44,6 +53,9 @@ _ADVICE = tuple(
         ),
     )
 )
+
+# errors that credentials, names or the file itself make, and not the storage's state
+_LASTING = _ADVICE[:2]
 
 _making_client = threading.Lock()
 
@@ -110,6 +122,64 @@ def advice(filesystem: pafs.FileSystem, error: BaseException) -> str | None:
         if pattern.search(text):
             return fix.format(attempts=S3_ATTEMPTS)
     return None
+
+
+def patience() -> float:
+    """Seconds for which a storage that does not answer is waited for: `GIMP_RAY_STORAGE_PATIENCE`, or ten minutes."""
+    try:
+        return float(os.environ.get(PATIENCE) or PATIENCE_S)
+    except ValueError:
+        raise InputError(
+            f"the environment variable {PATIENCE} is no number",
+            expected="seconds",
+            found=os.environ[PATIENCE],
+            fix="correct it, or leave it out",
+        ) from None
+
+
+def awaited(filesystem: pafs.FileSystem, path: str, ask: Callable[[], Answer]) -> Answer:
+    """What `ask` gives; where an object storage does not answer it is asked again until `patience()` is over.
+
+    Args:
+        filesystem: of the object.
+        path: of the object, for the note that is printed when the storage's own client has given up a first time.
+        ask: reads, and may be called again.
+
+    Raises:
+        OSError: whatever `ask` raised, where waiting does not help or took too long.
+    """
+    if is_local(filesystem):
+        return ask()
+    return asked_again(ask, functools.partial(_may_pass, filesystem), named(filesystem, path), patience())
+
+
+def asked_again(ask: Callable[[], Answer], may_pass: Callable[[Exception], bool], what: str, seconds: float) -> Answer:
+    """What `ask` gives, tried again for some seconds while its error may pass; says once that it waits, and its end."""
+    began, said = time.monotonic(), False
+    while True:
+        try:
+            answer = ask()
+        except Exception as error:
+            waited = time.monotonic() - began
+            if waited >= seconds or not may_pass(error):
+                raise
+            if not said:
+                reason = str(getattr(error, "found", None) or error).splitlines()[0][:200]
+                print(f"note: {what} cannot be used now; waiting for it, {seconds:.0f} s at most: {reason}", flush=True)
+            said = True
+            time.sleep(min(PAUSE_S, max(0.0, seconds - waited)))
+        else:
+            if said:
+                print(f"note: {what} can be used again after {time.monotonic() - began:.0f} s", flush=True)
+            return answer
+
+
+def _may_pass(filesystem: pafs.FileSystem, error: Exception) -> bool:
+    """Whether an error says that the storage does not answer, and not that it refuses."""
+    text = f"{type(error).__name__} {error}"
+    if not isinstance(error, OSError) or any(pattern.search(text) for pattern, _ in _LASTING):
+        return False
+    return advice(filesystem, error) is not None
 
 
 def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes:
@@ -241,7 +311,9 @@ def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
         options |= {"endpoint_override": host, "scheme": scheme}
     with _no_checksums_of_parts():
         filesystem = pafs.S3FileSystem(
-            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+            # not the standard strategy: Arrow never gives back the tokens that each of its retries costs, so a process
+            # that has made a hundred of them gets no more
+            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS),
             connect_timeout=CONNECT_TIMEOUT_S,
             request_timeout=REQUEST_TIMEOUT_S,
             **options,

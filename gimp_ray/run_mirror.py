@@ -2,7 +2,8 @@
 
 The bucket is the run, the copy a cache: `pull` makes files here what they are there, `push` brings there what changed
 here. An object appears whole or not at all, and the file that says that others are whole (a checkpoint's state, a
-stage's weights) goes last. Errors that may pass are tried again by the storage's own client, with back-off.
+stage's weights) goes last. Errors that may pass are tried again by the storage's own client, with back-off, and after
+that, inside a block of `patient`, until the storage is back.
 
 Which files travel when is `gimp_ray/run_folder.py`'s business. Left out: stores (`gimp_ray/places.py`).
 """
@@ -10,6 +11,7 @@ Which files travel when is `gimp_ray/run_folder.py`'s business. Left out: stores
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import fcntl
 import functools
 import hashlib
@@ -19,14 +21,16 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
+from gimp_ray import places
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.places import is_uri
 from gimp_ray.run_folder import as_place, whole_file, write_json
 
 Match = Callable[[str], bool]
 Index = dict[str, tuple[str, list[int]]]
+Answer = TypeVar("Answer")
 
 # tries of one request, waiting 0.5 + 1 + 2 + ... s on average and 20 s at most: about a minute
 ATTEMPTS = 10
@@ -45,6 +49,22 @@ _ONE_WAY = re.compile(r"(^|/)tensorboard/")
 
 class StorageError(GimpError):
     """The storage did not do what was asked of it, however often it was asked."""
+
+
+_seconds: contextvars.ContextVar[float] = contextvars.ContextVar("seconds", default=0.0)
+
+
+@contextlib.contextmanager
+def patient(seconds: float | None = None) -> Iterator[None]:
+    """In the block, a storage that does not answer is waited for: so long, or as `places.patience()` says.
+
+    It holds for this thread. Without it a failure is raised when the storage's client gives up, after about a minute.
+    """
+    before = _seconds.set(places.patience() if seconds is None else seconds)
+    try:
+        yield
+    finally:
+        _seconds.reset(before)
 
 
 class RunMirror:
@@ -78,6 +98,9 @@ class RunMirror:
         Raises:
             StorageError: the storage could not be listed or read.
         """
+        return self._awaited(functools.partial(self._pull, wanted))
+
+    def _pull(self, wanted: Match) -> set[str]:
         with self._held() as index:
             there = _without_torn(self._list())
             for name, info in there.items():
@@ -98,6 +121,9 @@ class RunMirror:
         Raises:
             StorageError: an object could not be written.
         """
+        self._awaited(functools.partial(self._push, wanted))
+
+    def _push(self, wanted: Match) -> None:
         with self._held() as index:
             changed = {
                 name
@@ -117,6 +143,13 @@ class RunMirror:
         Raises:
             StorageError: the storage could not be listed, or an object not removed.
         """
+        self._awaited(functools.partial(self._remove_all, unwanted))
+
+    def _awaited(self, work: Callable[[], Answer]) -> Answer:
+        """Do what may be done again from its beginning; what was done already is known, and not done twice."""
+        return places.asked_again(work, _may_pass, self.uri, _seconds.get())
+
+    def _remove_all(self, unwanted: Match) -> None:
         with self._held() as index:
             for name in sorted(filter(unwanted, self._list()), key=_order, reverse=True):
                 self._remove(index, name)
@@ -294,6 +327,13 @@ def _asked(what: str, place: str) -> Iterator[None]:
             "the same command then goes on from what is in the bucket"
         )
         raise StorageError(what, file=place, found=f"{type(error).__name__}: {str(error)[:300]}", fix=fix) from error
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a storage may do later what it did not do, and not for want of rights or of a bucket."""
+    cause = error.__cause__
+    lasting = cause is None or isinstance(cause, FileNotFoundError | PermissionError)
+    return isinstance(error, StorageError) and not lasting and "Credential" not in type(cause).__name__
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -286,7 +286,7 @@ class PartReader:
 
     def _request(self, name: str, source: Any, offset: int, length: int) -> NDArray[np.uint8]:
         try:
-            data = source.read_at(length, offset)
+            data = places.awaited(*self._place(name), lambda: source.read_at(length, offset))
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(name, error) from error
         if len(data) != length:
@@ -328,8 +328,8 @@ class PartReader:
                 source = pa.memory_map(path)
                 mapped = np.frombuffer(source.read_buffer(), dtype=np.uint8)
             else:
-                source, mapped = filesystem.open_input_file(path), None
-            footer = pq.ParquetFile(source).metadata
+                source, mapped = places.awaited(filesystem, path, lambda: filesystem.open_input_file(path)), None
+            footer = places.awaited(filesystem, path, lambda: pq.ParquetFile(source).metadata)
             return _Part(source, footer, _layout(footer), mapped)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(name, error) from error

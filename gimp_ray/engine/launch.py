@@ -27,6 +27,7 @@ from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
 from gimp_ray.places import is_uri, resolve
 from gimp_ray.reachable import listens
 from gimp_ray.run_folder import RunFolder
+from gimp_ray.run_mirror import patient
 
 # what Ray says when its memory monitor or the kernel ended a worker
 OUT_OF_MEMORY = ("running low on memory", "OutOfMemoryError", "OOM")
@@ -111,6 +112,18 @@ def _go_through(
     report: Report | None,
 ) -> str:
     """What every rank does: each job in turn, those already done skipped."""
+    with patient():
+        return _each_job(jobs, run, saving, world, make_batches, report)
+
+
+def _each_job(
+    jobs: list[Job],
+    run: RunFolder,
+    saving: Saving,
+    world: World,
+    make_batches: Callable[[Job, TrainTask], Callable[[int], Any]],
+    report: Report | None,
+) -> str:
     for job in jobs:
         if agreed(world, [stopping.asked()])[0]:
             return "preempted"
@@ -201,7 +214,8 @@ def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool)
             if 0 <= workers.max_failures < failures:
                 raise _failure(error, failures) from error
             reason = _reason(error)
-            _note_restart(run, {"reason": reason})
+            with patient():
+                _note_restart(run, {"reason": reason})
             print(
                 f"worker failure {failures} (of {workers.max_failures}), going on from the last checkpoint: {reason}",
                 flush=True,
@@ -261,7 +275,8 @@ def start_ray(workers: Workers) -> None:
     # before Ray is imported: short polls, since a report waits for one, and no wait for capacity that is gone
     for name, value in {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+        # for a while after a node is gone Ray still counts it, and a start that counts on it must be given up first
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60" if workers.at_least is None else "15",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -339,13 +354,13 @@ def _planned_data(jobs: list[Job], run: str, read_in: str) -> Any:
 
 def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
     """A stage's dataset from its last checkpoint on."""
-    folder = RunFolder(run)
-    # on a machine that need not be a worker's
-    folder.pull_models()
-    start = 0
-    if not folder.stage_done(job.name):
-        folder.pull_stage(job.name)
-        start = find_start(job.name, folder).position
+    folder, start = RunFolder(run), 0
+    with patient():
+        # on a machine that need not be a worker's
+        folder.pull_models()
+        if not folder.stage_done(job.name):
+            folder.pull_stage(job.name)
+            start = find_start(job.name, folder).position
     return plan_dataset(job.factory, job.arguments, start, world_size, read_in)  # type: ignore[arg-type]
 
 
@@ -368,7 +383,8 @@ def _worker(config: dict[str, Any]) -> str:
     report = ray.train.report if config["report_epochs"] else None
     run, saving = RunFolder(config["run"]), Saving(**config["saving"])
     if world.rank == 0:
-        _note_workers(run, world.size)
+        with patient():
+            _note_workers(run, world.size)
     with stopping.watching(config["run"]) if world.rank == 0 else contextlib.nullcontext():
         return _go_through(config["jobs"], run, saving, world, make_batches, report)
 

@@ -38,7 +38,9 @@ from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
+from gimp_ray.places import patience
 from gimp_ray.run_folder import RunFolder, read_json, unwritable, write_json
+from gimp_ray.run_mirror import StorageError, patient
 from gimp_ray.weights import load_weights, save_weights
 
 MEMORY_FIX = (
@@ -97,6 +99,7 @@ class _Stage:
         )
         self.pace = Pace(0, self.plan.steps(self.position, max(self.limit, self.position), world.size), world.size)
         self.background = Background()
+        self.behind = False  # whether the run's folder, in object storage, lacks what is here
 
     def best_file(self, epoch: int) -> Path:
         """Weights of a best epoch; named by the epoch, so that a checkpoint and the weights it means stay together."""
@@ -147,10 +150,12 @@ def _train(
     else:
         stage.log.close()
     if stage.stop:
+        if world.rank == 0 and stage.behind:
+            _bring(stage)
         return "preempted"
     if stage.position < task.plan.positions:
         if world.rank == 0:
-            run.push_stage(task.name)
+            _bring(stage)
         return "stopped"
     _finish(stage)
     return "done"
@@ -332,7 +337,7 @@ def _end_epoch(stage: _Stage, report: Report | None) -> None:
     if stage.position >= stage.limit or (epoch + 1) % stage.saving.every_epochs == 0 or _due(stage):
         _save(stage)
     elif stage.world.rank == 0:
-        stage.background.start(lambda: stage.run.push_stage(stage.task.name))
+        stage.background.start(functools.partial(_try_to_bring, stage))
     if report is not None:
         report({"stage": stage.task.name, "epoch": epoch + 1, "step": stage.step, **means, **figures})
 
@@ -384,7 +389,49 @@ def _write(stage: _Stage, step: int, tensors: Tensors, state: dict[str, Any]) ->
     folder = stage.run.checkpoints(stage.task.name)
     save_checkpoint(folder, step, tensors, state, stage.saving.keep)
     best = _prune_best(stage, folder, state["best_epoch"])
-    stage.run.push_stage(stage.task.name, [*checkpoint_folders(folder), *best])
+    _try_to_bring(stage, [*checkpoint_folders(folder), *best])
+
+
+def _try_to_bring(stage: _Stage, kept: list[Path] | None = None) -> None:
+    """Bring what is here to a run in object storage; where that fails training goes on, and the next time brings it."""
+    try:
+        with patient(0):
+            stage.run.push_stage(stage.task.name, kept)
+    except StorageError as error:
+        if not stage.behind:
+            found = str(error.found).splitlines()[0]
+            print(
+                f"note: {error.file} could not be brought to the storage; it is in {stage.run.path}, and will be "
+                f"tried again with the next checkpoint, training goes on meanwhile: {found}",
+                flush=True,
+            )
+        stage.behind = True
+    else:
+        if stage.behind:
+            print(f"note: {stage.run.place} has all of stage '{stage.task.name}' again", flush=True)
+        stage.behind = False
+
+
+def _bring(stage: _Stage) -> None:
+    """The same where nothing comes after it: the storage is waited for.
+
+    Raises:
+        StorageError: it did not take what is here for as long as `places.patience` says.
+    """
+    name, run = stage.task.name, stage.run
+    kept = [*checkpoint_folders(run.checkpoints(name)), *run.stage(name).glob("best-epoch-*")]
+    try:
+        with patient():
+            run.push_stage(name, kept if stage.behind else None)
+    except StorageError as error:
+        raise StorageError(
+            f"what stage '{name}' wrote could not be brought to the storage",
+            file=error.file,
+            expected=f"that the storage takes it within {patience():.0f} s",
+            found=error.found,
+            fix=f"it is in {run.path} on this machine; see that the storage answers and that the credentials may write "
+            "there, and give the same command, which goes on from what is in the bucket",
+        ) from error
 
 
 def _prune_best(stage: _Stage, folder: Path, best_epoch: int | None) -> set[Path]:
@@ -408,7 +455,7 @@ def _finish(stage: _Stage) -> None:
             card["skipped_batches"] = stage.skipped
         write_json(stage.run.model_card(stage.task.name), card)
         save_weights(stage.run.model_file(stage.task.name), weights)
-        stage.run.push_stage(stage.task.name)
+        _bring(stage)
     if stage.world.size > 1:
         dist.barrier()
 

@@ -296,15 +296,13 @@ def test_what_cannot_work_is_refused_before_anything_starts(tmp_path: Path, chan
     reason="this machine does not let users make namespaces",
 )
 def test_with_the_real_ray_the_run_is_saved_near_the_time_limit_and_goes_on(tiny: Config, tmp_path: Path) -> None:
-    config = changed(tiny, genes__encoder="none", train__epochs=200, checkpoint__every_epochs=200)
+    config = changed(tiny, genes__encoder="none", train__epochs=100, checkpoint__every_epochs=100)
     (tmp_path / "run.yaml").write_text(to_yaml(config))
     allocation = Allocation(tmp_path, "true")
-    environment = tmp_path / "environment" / "bin"
-    for name in ("ray", "python"):
-        (environment / name).unlink()
-        (environment / name).symlink_to(Path(sys.executable).parent / name)
     network = "ip link set lo up && ip address add 10.77.0.1/32 dev lo"
     one_node = {"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "1", "SLURM_CPUS_PER_TASK": "3"}
+    # the environment these tests run in, with its real Ray
+    one_node["GIMP_RAY_ENV"] = str(Path(sys.executable).parents[1])
     surroundings = {"GIMP_RAY_HEAD_IP": "10.77.0.1", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     options = ["--config", str(tmp_path / "run.yaml"), "--train.use_gpu", "false"]
     process = subprocess.Popen(
@@ -318,14 +316,14 @@ def test_with_the_real_ray_the_run_is_saved_near_the_time_limit_and_goes_on(tiny
     try:
         until = time.monotonic() + 300
         while steps_logged(run, "pretrain") < 10:
-            assert process.poll() is None and time.monotonic() < until, process.communicate()[0]
+            assert process.poll() is None and time.monotonic() < until, process.stdout and process.stdout.read()
             time.sleep(0.1)
         (script,) = psutil.Process(process.pid).children()
         script.send_signal(signal.SIGUSR1)
         printed = process.communicate(timeout=300)[0]
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
     assert process.returncode == 0 and "preempted: the run is saved" in printed, printed
     assert allocation.called("scontrol") == [f"scontrol requeue {allocation.job_id}"]
     found = latest_checkpoint(run.checkpoints("pretrain"))

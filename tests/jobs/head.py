@@ -54,6 +54,12 @@ class Head:
         called = self._ray_job("stop", "--address", self.address, name)
         assert called.returncode == 0, called.stdout
 
+    def kill(self, name: str) -> None:
+        """What `ray job stop` asks of the head, without the seconds that the command itself takes."""
+        asked = urllib.request.Request(f"{self.address}/api/jobs/{name}/stop", method="POST")
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            assert json.loads(answer.read())["stopped"]
+
     def _submit(
         self, name: str, script: str, options: Iterable[object], env: dict[str, str] | None = None, *how: str
     ) -> subprocess.CompletedProcess[str]:

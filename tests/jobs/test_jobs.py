@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from tests.jobs.head import ENDED, PATIENCE_S, Head, head_started
 # the jobs' time in all is minutes where others use the machine
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
 
-EPOCHS, CHECKPOINT_EPOCHS = 200, 10
+# long enough for `ray job stop` to come in time, short enough to be made twice
+EPOCHS, CHECKPOINT_EPOCHS, STEPS = 300, 10, 60
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,8 @@ def went(head: Head, store_path: Path, tmp_path_factory: pytest.TempPathFactory)
 
     head.submit("genes", "pretrain_genes.py", "--config", file)
     printed["genes"] = head.succeeded("genes")
-    killed = _disturbed(head, "killed", file, run, {"RAY_JOB_STOP_WAIT_TIME_S": "0"})
-    stopped = _disturbed(head, "stopped", file, run)
+    killed = _disturbed(head, head.kill, "killed", file, run, {"RAY_JOB_STOP_WAIT_TIME_S": "0"})
+    stopped = _disturbed(head, head.stop, "stopped", file, run)
     head.submit("resumed", "pretrain.py", "--config", file)
     printed["resumed"] = head.succeeded("resumed")
     for verb in ("finetune", "evaluate"):
@@ -88,18 +89,21 @@ def went(head: Head, store_path: Path, tmp_path_factory: pytest.TempPathFactory)
     return Went(config, run, killed, stopped, printed)
 
 
-def _disturbed(head: Head, name: str, file: Path, run: RunFolder, env: dict[str, str] | None = None) -> Seen:
-    """Pre-training as a job, stopped once it is some steps further than before."""
+def _disturbed(
+    head: Head, stop: Callable[[str], None], name: str, file: Path, run: RunFolder, env: dict[str, str] | None = None
+) -> Seen:
+    """Pre-training as a job, stopped once it is past a checkpoint more than before."""
     before = steps_logged(run, "pretrain")
     head.submit(name, "pretrain.py", "--config", file, env=env)
     until = time.monotonic() + PATIENCE_S
-    while steps_logged(run, "pretrain") < before + 10:
+    while steps_logged(run, "pretrain") < before + STEPS:
         assert head.job(name)["status"] not in ENDED and time.monotonic() < until, head.logs(name)
         time.sleep(0.1)
-    head.stop(name)
+    stop(name)
+    job = head.ended(name)
     found = latest_checkpoint(run.checkpoints("pretrain"))
     return Seen(
-        head.ended(name),
+        job,
         head.logs(name),
         steps_logged(run, "pretrain"),
         found[1]["step"] if found else 0,
@@ -111,7 +115,7 @@ def test_a_job_without_grace_is_killed_and_leaves_its_last_checkpoint_and_its_lo
     assert went.killed.job["status"] == "STOPPED" and went.killed.locked
     assert "preempted" not in went.killed.printed
     per_epoch = steps_logged(went.run, "pretrain") // EPOCHS
-    assert went.killed.checkpoint % (CHECKPOINT_EPOCHS * per_epoch) == 0
+    assert went.killed.checkpoint > 0 and went.killed.checkpoint % (CHECKPOINT_EPOCHS * per_epoch) == 0
 
 
 def test_a_stopped_job_is_saved_at_its_step(went: Went) -> None:

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gimp_ray.models.long_bags import attend_long, project_long
 from gimp_ray.models.nystrom import NystromAttention
+
+LONG_BAG = 16_384
+PIECE = 2_048
 
 
 class PatchAggregator(nn.Module):
@@ -25,6 +29,9 @@ class PatchAggregator(nn.Module):
         layers: number of attention layers.
         activation_checkpointing: keep only the input of each attention layer for the backward pass, and compute the
             rest again there, under the same random numbers: the same bits, less memory, more time.
+        long_bag: from this many patches on a bag goes through `long_bags`, in bounded memory and with the same result
+            but for rounding (and other draws of dropout). Then `activation_checkpointing` has nothing left to do.
+        piece: how many tokens are worked on at a time there.
     """
 
     def __init__(
@@ -39,9 +46,12 @@ class PatchAggregator(nn.Module):
         layers: int = 2,
         dropout: float = 0.0,
         activation_checkpointing: bool = False,
+        long_bag: int = LONG_BAG,
+        piece: int = PIECE,
     ) -> None:
         super().__init__()
         self.in_dim, self.dim = in_dim, dim
+        self.long_bag, self.piece = long_bag, piece
         self.activation_checkpointing = activation_checkpointing
         self.project = nn.Linear(in_dim, dim)
         self.cls_token = nn.Parameter(torch.randn(dim) * 0.02)
@@ -58,7 +68,8 @@ class PatchAggregator(nn.Module):
         valid: Tensor | None = None,
         masked: Tensor | None = None,
         mask_token: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        tokens: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
         """Aggregate.
 
         Args:
@@ -66,9 +77,10 @@ class PatchAggregator(nn.Module):
             valid: (B, L) bool, True = real patch; None = all.
             masked: (B, M) int64, positions whose projected token is replaced by `mask_token` (MPM, section 2.3).
             mask_token: (D,), needed with `masked`.
+            tokens: whether the patch tokens are wanted. Without them the last layer computes CLS_img alone.
 
         Returns:
-            CLS_img (B, D), and the patch tokens (B, L, D) after the last layer, before any final norm.
+            CLS_img (B, D), and the patch tokens (B, L, D) after the last layer, before any final norm, or None.
 
         Raises:
             ValueError: wrong width, or `masked` without `mask_token`.
@@ -77,30 +89,46 @@ class PatchAggregator(nn.Module):
             raise ValueError(f"patch embeddings are {x_BLE.shape[-1]} wide, the aggregator was built for {self.in_dim}")
         if masked is not None and mask_token is None:
             raise ValueError("masked positions were given without a mask_token")
+        long = x_BLE.shape[1] >= self.long_bag
+        if long:
+            if valid is not None and bool(valid.all()):
+                valid = None
+            x_BND = project_long(x_BLE, valid, self.cls_token, self.project, self.piece)
+        else:
+            x_BND = self._project(x_BLE, valid)
+        if masked is not None and mask_token is not None:
+            index_BMD = masked[..., None].expand(-1, -1, self.dim) + 1  # after CLS
+            x_BND = x_BND.scatter(1, index_BMD, mask_token.to(x_BND.dtype).expand_as(index_BMD))
+
+        mask_BN = None if valid is None else torch.cat([valid.new_ones(len(valid), 1), valid], dim=1)
+        for number, (norm, attention) in enumerate(zip(self.norms, self.attentions, strict=True), start=1):
+            first = None if tokens or number < len(self.norms) else 1
+            if long:
+                assert isinstance(norm, nn.LayerNorm) and isinstance(attention, NystromAttention)
+                x_BND = attend_long(x_BND, mask_BN, norm, attention, self.piece, first)
+            else:
+                x_BND = x_BND[:, :first] + self._attend(norm, attention, x_BND, mask_BN, first)
+        return self.cls_norm(x_BND[:, 0]), x_BND[:, 1:] if tokens else None
+
+    def _project(self, x_BLE: Tensor, valid: Tensor | None) -> Tensor:
+        """CLS and the projected patches, (B, 1 + L, D)."""
         if valid is not None:
             # Padding may hold anything; even times zero, a NaN would reach the projection's gradient.
             x_BLE = x_BLE.masked_fill(~valid[..., None], 0.0)
         if not torch.is_autocast_enabled(x_BLE.device.type):
             x_BLE = x_BLE.to(self.project.weight.dtype)
         x_BLD = self.project(x_BLE)
-        if masked is not None and mask_token is not None:
-            index_BMD = masked[..., None].expand(-1, -1, self.dim)
-            x_BLD = x_BLD.scatter(1, index_BMD, mask_token.to(x_BLD.dtype).expand_as(index_BMD))
+        return torch.cat([self.cls_token.to(x_BLD.dtype).expand(len(x_BLD), 1, -1), x_BLD], dim=1)
 
-        B = x_BLD.shape[0]
-        x_BND = torch.cat([self.cls_token.to(x_BLD.dtype).expand(B, 1, -1), x_BLD], dim=1)
-        mask_BN = None if valid is None else torch.cat([valid.new_ones(B, 1), valid], dim=1)
-        for norm, attention in zip(self.norms, self.attentions, strict=True):
-            x_BND = x_BND + self._attend(norm, attention, x_BND, mask_BN)
-        return self.cls_norm(x_BND[:, 0]), x_BND[:, 1:]
-
-    def _attend(self, norm: nn.Module, attention: nn.Module, x_BND: Tensor, mask_BN: Tensor | None) -> Tensor:
+    def _attend(
+        self, norm: nn.Module, attention: nn.Module, x_BND: Tensor, mask_BN: Tensor | None, first: int | None
+    ) -> Tensor:
         """One layer without its residual; its activations are kept, or made again in the backward pass."""
         if not (self.activation_checkpointing and torch.is_grad_enabled()):
-            return attention(norm(x_BND), mask_BN)
+            return attention(norm(x_BND), mask_BN, first)
 
         def layer(x_BND: Tensor) -> Tensor:
-            return attention(norm(x_BND), mask_BN)
+            return attention(norm(x_BND), mask_BN, first)
 
         # the state of the random numbers is kept and put back for the second pass (preserve_rng_state)
         out_BND: Tensor = checkpoint(layer, x_BND, use_reentrant=False)

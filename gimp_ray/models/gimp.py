@@ -96,11 +96,11 @@ class GiMP(KeepsFrozen):
             ValueError: a gene encoder without genes, genes without an encoder, or genes and `cls_ge` together.
         """
         cls_ge_BD = _gene_side(self.gene_encoder, genes, cls_ge)
-        cls_img_BD, tokens_BLD = self.aggregator(
-            patches_BLE, valid, masked, None if masked is None else self.mask_token
-        )
+        mask_token = None if masked is None else self.mask_token
+        cls_img_BD, tokens_BLD = self.aggregator(patches_BLE, valid, masked, mask_token, tokens=masked is not None)
         reconstruction_BME = None
         if masked is not None:
+            assert tokens_BLD is not None
             index_BMD = masked[..., None].expand(-1, -1, tokens_BLD.shape[-1])
             reconstruction_BME = self.decoder(tokens_BLD.gather(1, index_BMD))
         return GiMPOutput(cls_img_BD, cls_ge_BD, _join(cls_img_BD, cls_ge_BD), reconstruction_BME)
@@ -145,6 +145,6 @@ class GiMPClassifier(KeepsFrozen):
     ) -> GiMPClassifierOutput:
         """Classify. Arguments and errors as in `GiMP.forward`; logits are (B, C)."""
         cls_ge_BD = _gene_side(self.gene_encoder, genes, cls_ge)
-        cls_img_BD, _ = self.aggregator(patches_BLE, valid)
+        cls_img_BD, _ = self.aggregator(patches_BLE, valid, tokens=False)
         cls_pat_BF = _join(cls_img_BD, cls_ge_BD)
         return GiMPClassifierOutput(self.head(cls_pat_BF), cls_img_BD, cls_ge_BD, cls_pat_BF)

@@ -24,30 +24,43 @@ from torch import Tensor, nn
 PinvScale = Literal["matrix", "batch"]
 
 
-def iterative_pinv(x: Tensor, iterations: int = 6, scale: PinvScale = "matrix") -> Tensor:
-    """Moore-Penrose inverse by the third-order Newton-Schulz iteration (Nystromformer, Xiong et al. 2021, Eq. 11).
+def pinv_product(x: Tensor, y: Tensor, iterations: int = 6, scale: PinvScale = "matrix") -> Tensor:
+    """pinv(x) @ y by the third-order Newton-Schulz iteration (Nystromformer, Xiong et al. 2021, Eq. 11).
+
+    Eq. 11 is z' = z P(x z) / 4, with P(a) = 13 - 15 a + 7 a^2 - a^3, from z = x^T / bound. So all a_k = z_k x are
+    polynomials of x^T x and commute: a_k alone need be iterated, with two products of matrices in place of four, and
+    z_k @ y is z_0 @ y times every P(a_k) / 4, products with the narrow y. The last a is not made at all.
 
     Args:
         x: (..., M, M), non-negative rows that sum to at most 1. Rows and columns of zeros stay zeros.
+        y: (..., M, K).
         iterations: number of refinements; 6 is the published choice.
         scale: "matrix" bounds the first guess by each matrix's own norms; "batch" by the largest over all matrices
             given, which is what the package does and couples samples: for comparison with it only.
 
     Returns:
-        (..., M, M).
+        (..., M, K).
     """
-    row_sums, column_sums = x.abs().sum(dim=-1), x.abs().sum(dim=-2)
+    row_sums, column_sums = x.sum(dim=-1), x.sum(dim=-2)
     if scale == "matrix":
         bound = row_sums.amax(dim=-1) * column_sums.amax(dim=-1)
         bound = bound[..., None, None]
     else:
         bound = row_sums.max() * column_sums.max()
     z = x.transpose(-1, -2) / bound.clamp_min(1e-6)  # only a matrix of zeros reaches the clamp
-    eye = torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
-    for _ in range(iterations):
-        xz = x @ z
-        z = 0.25 * z @ (13 * eye - xz @ (15 * eye - xz @ (7 * eye - xz)))
-    return z
+    a, zy = (z @ other for other in (x, y))
+    a, zy = a.reshape(-1, *a.shape[-2:]), zy.reshape(-1, *zy.shape[-2:])
+    for left in range(iterations - 1, -1, -1):
+        if left == 0:
+            inner = torch.baddbmm(7 * zy, a, zy, alpha=-1)
+            inner = torch.baddbmm(15 * zy, a, inner, alpha=-1)
+            zy = torch.baddbmm(zy, a, inner, beta=3.25, alpha=-0.25)
+            break
+        aa = a @ a
+        aazy = aa @ zy
+        zy = torch.baddbmm(zy.add(aazy, alpha=7 / 13), a, aazy.add(zy, alpha=15), beta=3.25, alpha=-0.25)
+        a = torch.baddbmm(a.add(aa, alpha=-15 / 13), aa, aa.add(a, alpha=-7), beta=3.25, alpha=-0.25)
+    return zy.view_as(y)
 
 
 def segment_means(x_BND: Tensor, num_landmarks: int) -> Tensor:
@@ -107,7 +120,7 @@ class NystromAttention(nn.Module):
         pinv_iterations: refinements of the pseudo-inverse.
         residual_kernel: length of the depthwise value convolution, odd; 0 leaves it out.
         dropout: on the output.
-        pinv_scale: see `iterative_pinv`; leave it.
+        pinv_scale: see `pinv_product`; leave it.
 
     Raises:
         ValueError: a size below 1, an even `residual_kernel`, an unknown `pinv_scale`.
@@ -143,15 +156,16 @@ class NystromAttention(nn.Module):
             kernel, padding = (residual_kernel, 1), (residual_kernel // 2, 0)
             self.res_conv = nn.Conv2d(heads, heads, kernel, padding=padding, groups=heads, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
         """Attend.
 
         Args:
             x: (B, N, D), N >= 1.
             mask: (B, N) bool, True = real token; None = all are real (faster). What stands at the others is never read.
+            first: compute the output of the first tokens only; None = of all.
 
         Returns:
-            (B, N, D); zeros where `mask` is False. A sample without any real token gives zeros.
+            (B, N, D), or (B, first, D); zeros where `mask` is False. A sample without any real token gives zeros.
 
         Raises:
             ValueError: no tokens, or a mask of another shape or type.
@@ -164,8 +178,18 @@ class NystromAttention(nn.Module):
                 raise ValueError(f"mask must be ({B}, {N}) bool: found {tuple(mask.shape)} {mask.dtype}")
             # There is no bias before q, k and v: zero tokens have zero queries, keys and values.
             x = x.masked_fill(~mask[..., None], 0.0)
-        q_BHNK, k_BHNK, v_BHNK = self._split(self.to_qkv(x), parts=3)
-        q_land_BHMK, k_land_BHMK, landmark_BM = self._landmarks(x, mask)
+        if first is None:
+            q_BHNK, k_BHNK, v_BHNK = self.heads_of(self.to_qkv(x), parts=3)
+        else:
+            inner = self.heads * self.dim_head
+            (q_BHNK,) = self.heads_of(F.linear(x[:, :first], self.to_qkv.weight[:inner]), parts=1)
+            k_BHNK, v_BHNK = self.heads_of(F.linear(x, self.to_qkv.weight[inner:]), parts=2)
+        landmark_BM = None
+        if mask is None:
+            mean_BMD = segment_means(x, self.num_landmarks)
+        else:
+            mean_BMD, landmark_BM = masked_segment_means(x, mask, self.num_landmarks)
+        q_land_BHMK, k_land_BHMK = self.landmarks(mean_BMD, self.to_qkv.weight)
 
         # What SDPA may look at. A sample without a real token looks everywhere: its values are zeros, no row is NaN.
         see_token = see_landmark = None
@@ -175,33 +199,29 @@ class NystromAttention(nn.Module):
             see_landmark = (landmark_BM | empty_B1)[:, None, None, :]
 
         summary_BHMK = F.scaled_dot_product_attention(q_land_BHMK, k_BHNK, v_BHNK, attn_mask=see_token)
-        w_BHMK = self._invert(q_land_BHMK, k_land_BHMK, summary_BHMK, landmark_BM)
+        w_BHMK = self.invert(q_land_BHMK, k_land_BHMK, summary_BHMK, landmark_BM)
         out_BHNK = F.scaled_dot_product_attention(q_BHNK, k_land_BHMK, w_BHMK, attn_mask=see_landmark)
         if self.res_conv is not None:
-            out_BHNK = out_BHNK + self.res_conv(v_BHNK)
-        out_BND = self.to_out(out_BHNK.transpose(1, 2).reshape(B, N, -1))
-        return out_BND if mask is None else out_BND.masked_fill(~mask[..., None], 0.0)
+            # the convolution of the first tokens sees half a kernel beyond them
+            seen = N if first is None else first + self.res_conv.kernel_size[0] // 2
+            out_BHNK = out_BHNK + self.res_conv(v_BHNK[:, :, :seen])[:, :, : out_BHNK.shape[2]]
+        out_BND = self.to_out(out_BHNK.transpose(1, 2).flatten(2))
+        return out_BND if mask is None else out_BND.masked_fill(~mask[:, : out_BND.shape[1], None], 0.0)
 
-    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    def heads_of(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(B, N, parts*H*K) -> parts x (B, H, N, K)."""
         B, N, _ = x.shape
         return x.view(B, N, parts, self.heads, self.dim_head).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def _landmarks(self, x_BND: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Landmark queries and keys (B, H, M, K), and which landmarks have tokens (None = all).
+    def landmarks(self, mean_BMD: Tensor, qkv_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Landmark queries and keys (B, H, M, K) from the means of the tokens.
 
         The projection is linear, so the mean of the queries is the query of the mean token: fewer bytes to average.
         """
-        landmark_BM = None
-        if mask_BN is None:
-            mean_BMD = segment_means(x_BND, self.num_landmarks)
-        else:
-            mean_BMD, landmark_BM = masked_segment_means(x_BND, mask_BN, self.num_landmarks)
-        qk_weight = self.to_qkv.weight[: 2 * self.heads * self.dim_head]
-        q_BHMK, k_BHMK = self._split(F.linear(mean_BMD, qk_weight), parts=2)
-        return q_BHMK, k_BHMK, landmark_BM
+        q_BHMK, k_BHMK = self.heads_of(F.linear(mean_BMD, qkv_weight[: 2 * self.heads * self.dim_head]), parts=2)
+        return q_BHMK, k_BHMK
 
-    def _invert(self, q_BHMK: Tensor, k_BHMK: Tensor, summary_BHMK: Tensor, landmark_BM: Tensor | None) -> Tensor:
+    def invert(self, q_BHMK: Tensor, k_BHMK: Tensor, summary_BHMK: Tensor, landmark_BM: Tensor | None) -> Tensor:
         """pinv(softmax(q k^T)) @ summary, in at least float32: the iteration does not survive half precision."""
         dtype = torch.promote_types(q_BHMK.dtype, torch.float32)
         with torch.autocast(q_BHMK.device.type, enabled=False):
@@ -212,5 +232,5 @@ class NystromAttention(nn.Module):
                 dead_column = ~landmark_BM[:, None, None, :]
                 scores = scores.masked_fill(dead_column, torch.finfo(dtype).min)
                 kernel = scores.softmax(dim=-1).masked_fill(dead_column | ~landmark_BM[:, None, :, None], 0.0)
-            inverse = iterative_pinv(kernel, self.pinv_iterations, self.pinv_scale)
-            return (inverse @ summary_BHMK.to(dtype)).to(summary_BHMK.dtype)
+            w_BHMK = pinv_product(kernel, summary_BHMK.to(dtype), self.pinv_iterations, self.pinv_scale)
+            return w_BHMK.to(summary_BHMK.dtype)

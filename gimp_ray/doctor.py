@@ -2,7 +2,8 @@
 
 A check never raises and never takes another down with it: whatever goes wrong inside becomes its own FAIL. FAIL means
 that `gimp run` would not work here; WARN that it would, but slower, smaller or without a feature. Ray is imported only
-to read its version, and a cluster is asked only where one is named. Left out: repairs, and speed (`benchmarks/`).
+to read its version. A cluster is asked only where one is named, and then each of its nodes for what is installed there.
+Left out: repairs, and speed (`benchmarks/`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,11 @@ LIBRARIES = {"pyarrow": (17,), "h5py": (3, 10), "safetensors": (0, 4, 3), "numpy
 LOW_MEMORY_GIB, LOW_SHM_GIB, LOW_DISK_GIB = 4.0, 1.0, 10.0
 NEEDED_MEMORY_GIB, NEEDED_DISK_GIB = 1.0, 0.5
 GIB = 2**30
+# what all nodes must have in the same version
+PACKAGES = ("gimp-ray", "torch", "pyarrow", "numpy")
+NODE_PATIENCE_S = 60
+# seconds a run may need to save itself (docs/clusters.md)
+SAVING_S = 60
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,18 @@ class Check:
     found: str
     fix: str
     """what to do; empty where nothing is to be done"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node of a cluster says of itself."""
+
+    name: str
+    versions: dict[str, str] = field(default_factory=dict)
+    """of `PACKAGES`, those that are installed"""
+    stop_wait_s: int | None = None
+    """of the head: seconds that `ray job stop` gives a job; None elsewhere"""
+    answered: bool = True
 
 
 def run_checks(store: str | None = None, address: str | None = None, start_ray: bool = False) -> list[Check]:
@@ -232,17 +250,94 @@ def _cluster(address: str | None) -> Finding:
     try:
         if mine:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        total, nodes = ray.cluster_resources(), [node for node in ray.nodes() if node.get("Alive")]
+        cpus, gpus = (ray.cluster_resources().get(kind, 0) for kind in ("CPU", "GPU"))
+        nodes = _ask_nodes()
     except Exception as error:
         fix = "check the address; a cluster with authentication needs RAY_AUTH_MODE and RAY_AUTH_TOKEN set"
         return "FAIL", f"cannot be joined: {_first_line(error)}", fix
     finally:
         if mine:
             ray.shutdown()
-    found = f"{len(nodes)} node(s), {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
-    if total.get("CPU", 0) < 2:
-        return "WARN", found, "a worker takes one CPU and Ray Data needs one: add a node, or declare more CPUs"
+    found = f"{len(nodes)} node(s), {cpus:g} CPUs, {gpus:g} GPUs"
+    troubles = node_troubles(nodes, takes_jobs=address is not None)
+    if cpus < 2:
+        fix = "a worker takes one CPU and Ray Data needs one: add a node, or declare more CPUs"
+        troubles.insert(0, ("too few CPUs", fix))
+    if troubles:
+        return "WARN", "; ".join([found, *(what for what, _ in troubles)]), "; ".join(fix for _, fix in troubles)
     return "PASS", found, ""
+
+
+def _ask_nodes() -> list[Node]:
+    """Every node of the cluster that this process is connected to, asked on the node itself."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    packages = PACKAGES
+
+    # inside, so that it travels as it is: a node may not have this package
+    def look() -> tuple[dict[str, str], int]:
+        import importlib.metadata
+        import os
+
+        versions = {}
+        for name in packages:
+            try:
+                versions[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return versions, int(os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", "3"))
+
+    asked = {}
+    for node in ray.nodes():
+        if node.get("Alive"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked[node["NodeID"]] = (node, ray.remote(num_cpus=0)(look).options(scheduling_strategy=there).remote())
+    ray.wait([answer for _, answer in asked.values()], num_returns=len(asked), timeout=NODE_PATIENCE_S)
+    nodes = []
+    for node, answer in asked.values():
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        try:
+            versions, wait_s = ray.get(answer, timeout=0)
+        except Exception:  # lost or silent: named among the troubles
+            nodes.append(Node(name, answered=False))
+            continue
+        nodes.append(Node(name, versions, wait_s if "node:__internal_head__" in node["Resources"] else None))
+    return nodes
+
+
+def node_troubles(nodes: list[Node], takes_jobs: bool) -> list[tuple[str, str]]:
+    """What differs or lacks on a cluster's nodes.
+
+    Args:
+        nodes: what they said.
+        takes_jobs: whether jobs are submitted to the cluster.
+
+    Returns:
+        (what was found, what to do) of each trouble.
+    """
+    troubles = []
+    silent = [node.name for node in nodes if not node.answered]
+    if silent:
+        fix = "see `ray status` and the logs of the node"
+        troubles.append((f"no answer within {NODE_PATIENCE_S} s from {', '.join(silent)}", fix))
+    heard = [node for node in nodes if node.answered]
+    for name in PACKAGES:
+        versions = {node.versions.get(name, "none") for node in heard}
+        if versions == {"none"} or len(versions) > 1:
+            places = (
+                f"{one} on {', '.join(n.name for n in heard if n.versions.get(name, 'none') == one)}"
+                for one in sorted(versions)
+            )
+            fix = f"install the same {name} everywhere"
+            if name == "gimp-ray":
+                fix += ", or submit jobs with --working-dir and this checkout"
+            troubles.append((f"{name}: {'; '.join(places)}", fix))
+    for node in heard:
+        if takes_jobs and node.stop_wait_s is not None and node.stop_wait_s < SAVING_S:
+            fix = "set RAY_JOB_STOP_WAIT_TIME_S=240 where the head is started, or stopped jobs lose steps"
+            troubles.append((f"`ray job stop` kills after {node.stop_wait_s} s", fix))
+    return troubles
 
 
 def _store(address: str) -> Finding:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gimp_ray import doctor
-from gimp_ray.doctor import GIB, Check, format_checks, run_checks
+from gimp_ray.doctor import GIB, PACKAGES, Check, Node, format_checks, node_troubles, run_checks
 
 
 def check(name: str, **options: str) -> Check:
@@ -123,6 +123,27 @@ def test_a_bucket_out_of_reach_is_a_fail(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_cluster_that_does_not_answer_is_a_fail_within_seconds(address: str) -> None:
     found = check("Ray cluster", address=address)
     assert found.status == "FAIL" and found.found == f"nobody listens at {address}"
+
+
+def test_nodes_that_differ_are_named() -> None:
+    same = dict.fromkeys(PACKAGES, "1.0")
+    good = [Node("head", same, stop_wait_s=240), Node("one", same)]
+    assert node_troubles(good, takes_jobs=True) == []
+    old, bare = Node("old", same | {"torch": "0.9"}), Node("bare", {k: v for k, v in same.items() if k != "gimp-ray"})
+    ((found, fix),) = node_troubles([*good, old], takes_jobs=True)
+    assert found == "torch: 0.9 on old; 1.0 on head, one" and "torch" in fix
+    ((found, fix),) = node_troubles([*good, bare], takes_jobs=True)
+    assert found == "gimp-ray: 1.0 on head, one; none on bare" and "--working-dir" in fix
+    ((found, _),) = node_troubles([*good, Node("mute", answered=False)], takes_jobs=True)
+    assert "mute" in found
+
+
+def test_a_head_that_kills_stopped_jobs_at_once_is_told_of() -> None:
+    hasty = [Node("head", dict.fromkeys(PACKAGES, "1.0"), stop_wait_s=3)]
+    ((found, fix),) = node_troubles(hasty, takes_jobs=True)
+    assert "after 3 s" in found and "RAY_JOB_STOP_WAIT_TIME_S" in fix
+    # a local Ray takes no jobs
+    assert node_troubles(hasty, takes_jobs=False) == []
 
 
 def test_a_store_that_is_none_is_a_fail(tmp_path: Path) -> None:

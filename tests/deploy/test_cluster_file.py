@@ -115,6 +115,8 @@ def test_the_setup_installs_the_package_that_is_carried_there() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     assert place == mounted
     assert re.search(rf"^{extra} = \[", project, flags=re.MULTILINE)
+    # the project's folder alone, at home, would do for `import gimp_ray`
+    assert tree["setup_commands"][1].startswith("gimp --version && ")
     # what the wheel is made of exists, and nothing that keeps files back names it
     needed = ["pyproject.toml", "constraints.txt", "README.md", "LICENSE", "gimp_ray", "storage_schemas", "jobs"]
     kept_back = {line.strip("/*\n ") for line in (ROOT / ".gitignore").read_text().splitlines()}

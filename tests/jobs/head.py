@@ -104,6 +104,10 @@ class Head:
         assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0), printed
         return printed
 
+    def gcs(self) -> str:
+        """HOST:PORT by which nodes and drivers join the cluster."""
+        return (self.folder / ADDRESS).read_text().strip()
+
     def nodes(self) -> set[str]:
         """The nodes that are up, by id."""
         return {node["node_id"] for node in self._listed("nodes") if node["state"] == "ALIVE"}
@@ -157,7 +161,7 @@ def head_started(cpus: int = 6, **variables: str) -> Iterator[Head]:
 def node_started(head: Head, cpus: int) -> Iterator[str]:
     """A further node of a head's cluster on this machine; gives its id."""
     before = head.nodes()
-    with _started(head, cpus, "--address", (head.folder / ADDRESS).read_text().strip()) as process:
+    with _started(head, cpus, "--address", head.gcs()) as process:
         _wait(process, head, lambda: bool(head.nodes() - before))
         (node,) = head.nodes() - before
         yield node

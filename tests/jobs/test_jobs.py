@@ -6,6 +6,8 @@ A job with workers costs 30 to 50 s, so one run goes through all of them, and is
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from gimp_ray.run_folder import LOCK, RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.faults.running import steps_logged
-from tests.jobs.head import ENDED, PATIENCE_S, Head, head_started
+from tests.jobs.head import ENDED, PATIENCE_S, ROOT, Head, head_started
 
 # the jobs' time in all is minutes where others use the machine
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(2400)]
@@ -210,3 +212,16 @@ def test_a_refused_job_fails_with_the_commands_exit_code_and_says_why(
 def test_who_waits_for_a_failed_job_gets_an_exit_code(head: Head, tmp_path: Path) -> None:
     code, printed = head.waited_for("waited", "evaluate.py", "--run", tmp_path / "none")
     assert code == 1 and "this run has no fine-tuned model" in printed
+
+
+def test_the_doctor_asks_every_node_of_the_cluster(head: Head) -> None:
+    called = subprocess.run(
+        [sys.executable, "-m", "gimp_ray.cli", "doctor", "--address", head.gcs()],
+        cwd=ROOT,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert "PASS  Ray cluster    1 node(s), 6 CPUs, 0 GPUs\n" in called.stdout, called.stdout + called.stderr

@@ -18,6 +18,7 @@ from gimp_ray.config_files import build_config, differences, load_config, read_y
 from gimp_ray.engine import stopping
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
+from gimp_ray.engine.trackers import require_trackers
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
 from gimp_ray.places import is_uri
@@ -124,6 +125,8 @@ def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], e
         for stage in stages
         if not run.stage_done(stage)
     ]
+    if jobs:
+        require_trackers(config.log)
     _check_early(jobs)
     if evaluated and not getattr(store.split(config.split.scheme, config.split.fold), config.evaluate.part):
         raise InputError(
@@ -197,6 +200,7 @@ def workers_of(config: Config) -> Workers:
         count=train.most_workers,
         at_least=train.fewest_workers,
         resize_seconds=config.cluster.resize_seconds,
+        progress=config.log.progress,
         use_gpu=train.use_gpu,
         cpus=train.cpus_per_worker,
         threads=train.threads,

@@ -20,6 +20,7 @@ import torch
 
 from gimp_ray.engine import stopping
 from gimp_ray.engine.loop import MEMORY_FIX, Report, Saving, agreed, gather_records, train
+from gimp_ray.engine.progress import following
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
 from gimp_ray.engine.starting import find_start
 from gimp_ray.errors import GimpError
@@ -58,11 +59,13 @@ class Workers:
         count: how many; 0 trains in this process without Ray.
         at_least: as few as this will do where the cluster has no room for `count`; None for `count`.
         resize_seconds: how often Ray looks whether there is room for more, where there are fewer than `count`.
+        progress: whether the command shows a live line of what they do.
     """
 
     count: int = 1
     at_least: int | None = None
     resize_seconds: float = 60.0
+    progress: bool = True
     use_gpu: bool | None = None
     cpus: float = 1
     threads: int = 0
@@ -174,6 +177,8 @@ def _note_workers(run: RunFolder, count: int) -> None:
 
     def change(record: dict[str, Any]) -> None:
         attempt = record["attempts"][-1] if record.get("attempts") else {}
+        if attempt.get("status") != "running":  # work that is no attempt of the run, such as `gimp embed`
+            return
         before, attempt["workers"] = attempt.get("workers"), count
         restarts = attempt.get("restarts", [])
         if restarts and "workers" not in restarts[-1]:
@@ -193,7 +198,8 @@ def _run_on_ray(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs
     """
     start_ray(workers)
     stopping.listen_again()  # Ray's own handler would end the cluster before anything is saved
-    with stopping.passing_on(_place(run)):
+    stages = [job.name for job in jobs if job.trains]
+    with stopping.passing_on(_place(run)), following(run, stages, workers.progress):
         return _fit(jobs, run, workers, report_epochs)
 
 
@@ -413,6 +419,10 @@ def _failure(error: Exception, failures: int) -> GimpError:
 
 
 def _reason(error: Exception) -> str:
-    """One line that says why a worker group ended."""
+    """One line that says why a worker group ended, with the rank where Ray knows it."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
     words = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return words[-1][:300] if words else repr(error)[:300]
+    said = words[-1] if words else repr(error)
+    # the first to fail; the others' connections to it broke then
+    lost = [rank for rank, failure in failures.items() if "HealthCheck" in type(failure).__name__]
+    return (f"rank {lost[0]} is gone: " if lost else "") + said[:300]

@@ -71,7 +71,7 @@ class MetricsLog:
         stage: its name.
         step: lines after this optimiser step are dropped (0 starts the log anew).
         active: whether this rank writes.
-        steps: optimiser steps the stage is to have, noted in every line; None to leave it out.
+        steps: optimiser steps the stage is to have, noted in every line as its epochs are; None to leave it out.
         settings: the stage's settings; their `log`, where they have one, says which trackers get the figures and
             whether a progress line is shown.
         run: the run as the user named it, for the trackers.
@@ -92,7 +92,9 @@ class MetricsLog:
     ) -> None:
         self._stage = stage
         self._active = active
-        self._steps = {} if steps is None else {"steps": steps}
+        # what a reader needs to say how far the stage is
+        self._whole = {"steps": steps, "epochs": getattr(settings, "epochs", None)}
+        self._whole = {name: count for name, count in self._whole.items() if count is not None}
         self._file = folder / "metrics.jsonl"
         self._senders: list[Sender] = []
         log = getattr(settings, "log", None)
@@ -124,7 +126,7 @@ class MetricsLog:
             "stage": self._stage,
             "epoch": epoch,
             "step": step,
-            **self._steps,
+            **self._whole,
             "kind": kind,
             **figures,
         }

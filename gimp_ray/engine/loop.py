@@ -45,7 +45,8 @@ from gimp_ray.weights import load_weights, save_weights
 
 MEMORY_FIX = (
     "lower the mini-batch and raise `accumulate` (batch.cases_per_class, finetune.batch_size, genes.batch_size), lower "
-    "window.length, or use train.precision: bf16; once a stage has a checkpoint, that takes a new run folder"
+    "window.length, or use train.precision: bf16; once a stage has a checkpoint, that takes a new run folder. "
+    "model.activation_checkpointing and a smaller feed.cache_gb do not"
 )
 Feed = Generator[tuple[Row, Arrays], None, None]
 Batches = Callable[[int], Feed]
@@ -477,8 +478,11 @@ def _distribute(model: nn.Module, world: World) -> nn.Module:
     devices = [world.device] if world.device.type == "cuda" else None
     # no layer here has batch statistics, so buffers are the same on every rank and stay so
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.13
-    return DistributedDataParallel(model, device_ids=devices, **{sync: False})
+    options: dict[str, Any] = {"device_ids": devices}
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = (
+        False  # its name before 2.13
+    )
+    return DistributedDataParallel(model, **options)
 
 
 def _refuse(stage: _Stage, what: str, cases: list[int], step: int | None = None) -> None:

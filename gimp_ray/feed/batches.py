@@ -83,7 +83,7 @@ def shard_batches(shard: Any, source: Source, start: int, rank: int, ahead: int)
 
     def batches() -> Batches:
         expected = start
-        for table in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=max(1, ahead)):
+        for table in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
             row, arrays = _decode(table)
             if row.begin < start:
                 continue

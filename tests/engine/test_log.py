@@ -133,6 +133,16 @@ def test_a_package_that_is_missing_is_refused_with_its_extra(monkeypatch: pytest
     require_trackers(LogConfig())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_missing_package_is_refused_before_anything_is_started(
+    monkeypatch: pytest.MonkeyPatch, tiny: Config, workers: int
+) -> None:
+    monkeypatch.setattr(trackers, "_installed", lambda package: False)
+    with pytest.raises(ConfigError, match=r"log.mlflow"):
+        pretrain(changed(tiny, log__mlflow="http://mlflow:5000", train__workers=workers))
+    assert "attempts" not in RunFolder(tiny.run or "").record()
+
+
 def fake_mlflow(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """A module `mlflow` with as much of its client as is used; what it was asked is noted."""
     calls: list[tuple[Any, ...]] = []

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import threading
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,9 +26,46 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 @pytest.fixture(scope="module")
-def carried(cluster: None, store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def gauges() -> set[tuple[str, str]]:
+    """Names and stages of our gauges that Ray showed to Prometheus while `carried` ran."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def carried(
+    cluster: None, gauges: set[tuple[str, str]], store_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> RunFolder:
     """All stages in one go on two workers, windows carried by Ray Data."""
-    return pipeline.run_all(_config(store_path, tmp_path_factory.mktemp("carried") / "run", "ray_data"))
+    with exported(gauges):
+        return pipeline.run_all(_config(store_path, tmp_path_factory.mktemp("carried") / "run", "ray_data"))
+
+
+@contextlib.contextmanager
+def exported(seen: set[tuple[str, str]]) -> Iterator[None]:
+    """Ask the node for its metrics while the block runs, as Prometheus does."""
+    import ray
+
+    node, over = ray.nodes()[0], threading.Event()
+    address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+    def look() -> None:
+        while not over.wait(0.25):
+            with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5) as answer:
+                text = answer.read().decode()
+                seen.update(re.findall(r'^ray_(gimp_\w+)\{.*\bstage="(\w+)"', text, re.MULTILINE))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_prometheus_gets_loss_speed_and_waits_of_every_stage(carried: RunFolder, gauges: set[tuple[str, str]]) -> None:
+    names = ("gimp_loss", "gimp_cases_per_s", "gimp_data_wait_share")
+    assert gauges == {(name, stage) for name in names for stage in ("genes", "pretrain", "finetune")}
 
 
 @pytest.fixture(scope="module")

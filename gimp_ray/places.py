@@ -27,8 +27,8 @@ from gimp_ray.errors import InputError
 
 Answer = TypeVar("Answer")
 
-# 0.05 + 0.1 + 0.2 + ... s of waiting, 51 s in all: a storage that is down for half a minute is waited for
-S3_ATTEMPTS = 11
+# with 0 + 0.05 + 0.1 + 0.2 + ... s between them, 51 s in all: a storage that is down for half a minute is waited for
+S3_ATTEMPTS = 12
 # how long a storage that does not answer is waited for where a run would end without it, unless the environment says
 PATIENCE_S = 600.0
 PATIENCE = "GIMP_RAY_STORAGE_PATIENCE"
@@ -313,7 +313,7 @@ def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem = pafs.S3FileSystem(
             # not the standard strategy: Arrow never gives back the tokens that each of its retries costs, so a process
             # that has made a hundred of them gets no more
-            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS),
+            retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS - 1),
             connect_timeout=CONNECT_TIMEOUT_S,
             request_timeout=REQUEST_TIMEOUT_S,
             **options,

@@ -12,9 +12,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from gimp_ray import places
 from gimp_ray.errors import InputError
 from gimp_ray.run_folder import RunFolder, as_place, whole_folder
-from gimp_ray.run_mirror import StorageError, local_file, placed_file
+from gimp_ray.run_mirror import StorageError, local_file, patient, placed_file
 from tests.object_storage.proxy import FaultProxy
 
 URI = "memory://runs/a"
@@ -298,6 +299,24 @@ def test_a_missing_bucket_and_a_wrong_key_are_named(s3_env, bucket: str, monkeyp
     with pytest.raises(StorageError, match="cannot be listed") as refused:
         RunFolder(f"{bucket}/runs/a").pull()
     assert "credentials" in str(refused.value.fix)
+
+
+def test_only_what_may_pass_is_waited_for(s3_env, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv(places.PATIENCE, "600")
+    with patient(), pytest.raises(StorageError, match="cannot be written"):
+        RunFolder("s3://no-such-bucket/runs/a").update(lambda record: record.update(a=1))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    type(fsspec.filesystem("s3")).clear_instance_cache()
+    with patient(), pytest.raises(StorageError, match="cannot be listed"):
+        RunFolder(f"{bucket}/runs/a").pull()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("text", ["soon", "10 min"])
+def test_a_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(places.PATIENCE, text)
+    with pytest.raises(InputError, match="is no number"), patient():
+        pass
 
 
 def test_a_cache_that_cannot_be_written_is_named(

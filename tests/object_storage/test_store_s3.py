@@ -82,8 +82,9 @@ def small(tmp_path: Path) -> Sources:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give up after two attempts, so that refusals come soon."""
+    """Give up after two attempts and without waiting, so that refusals come soon."""
     monkeypatch.setattr(places, "S3_ATTEMPTS", 2)
+    monkeypatch.setenv(places.PATIENCE, "0")
 
 
 def objects(place: str) -> list[str]:
@@ -307,12 +308,12 @@ def test_requests_are_tried_again_with_pauses_between(uri: str, s3_proxy: FaultP
     store = CohortStore.open(uri)
     store.read_window(LARGE, 0, 1)
     s3_proxy.forget()
-    s3_proxy.fault("slow_down", "GET", PART, last=1)
+    s3_proxy.fault("slow_down", "GET", PART, last=3)  # the second time is at once
     started = time.perf_counter()
     store.read_window(LARGE, 0, 512)
     paused = time.perf_counter() - started - sum(request.seconds for request in s3_proxy.requests("GET", PART))
-    assert s3_proxy.count("GET", PART) == 2
-    assert paused > 0.01
+    assert s3_proxy.count("GET", PART) == 4
+    assert paused > 0.1
 
 
 @pytest.mark.parametrize("kind", ["slow_down", "reset"])
@@ -329,6 +330,38 @@ def test_a_storage_that_stays_away_is_a_refusal_with_the_object_and_what_to_do(
     assert rule.done == 2
     s3_proxy.heal()
     assert store.read_window(LARGE, 0, 512).shape == (512, DIM), "the store goes on when the storage does"
+
+
+def test_a_storage_that_comes_back_is_waited_for(
+    uri: str,
+    local: CohortStore,
+    s3_proxy: FaultProxy,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(places.PATIENCE, "60")
+    monkeypatch.setattr(places, "PAUSE_S", 0.05)
+    # the footer of a part file is waited for as well; five refusals are more than the client's two attempts
+    for _ in range(2):
+        rule = s3_proxy.fault("slow_down", "GET", PART, last=5)
+        window = CohortStore.open(uri).read_window(LARGE, 0, 512)
+        np.testing.assert_array_equal(window, local.read_window(LARGE, 0, 512))
+        said = capsys.readouterr().out.splitlines()
+        assert rule.done == 5 and len(said) == 2, "it is said once that it waits, and once that it goes on"
+        assert f"{uri}/patches/part-00000.parquet cannot be used now; waiting for it, 60 s at most" in said[0]
+        s3_proxy.heal()
+
+
+def test_the_client_has_its_attempts_however_many_it_has_made(uri: str, s3_proxy: FaultProxy) -> None:
+    """Arrow's standard strategy has none left after a hundred retries, whatever succeeded between them."""
+    store = CohortStore.open(uri)
+    store.read_window(LARGE, 0, 1)
+    for _ in range(110):
+        s3_proxy.fault("slow_down", "GET", PART, last=1)
+        store.read_window(LARGE, 0, 1)
+        s3_proxy.heal()
+    assert s3_proxy.count("GET", PART) >= 220
 
 
 def test_a_server_that_is_gone_is_a_refusal(

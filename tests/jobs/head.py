@@ -116,6 +116,13 @@ class Head:
         """On which node each actor of a class was, those that have ended included."""
         return [one["node_id"] for one in self._listed("actors") if one["class_name"] == actor]
 
+    def wait_for_workers_to_go(self) -> None:
+        """Those of a killed job work on for the moments until the cluster has noticed."""
+        until = time.monotonic() + 120
+        while any(one["class_name"] == "RayTrainWorker" and one["state"] != "DEAD" for one in self._listed("actors")):
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
     def _listed(self, what: str) -> list[dict[str, Any]]:
         answer = json.loads(self._get(f"/api/v0/{what}?limit=1000&detail=true"))
         return list(answer["data"]["result"]["result"])

@@ -103,6 +103,7 @@ def _disturbed(
         time.sleep(0.1)
     stop(name)
     job = head.ended(name)
+    head.wait_for_workers_to_go()
     found = latest_checkpoint(run.checkpoints("pretrain"))
     return Seen(
         job,

@@ -18,8 +18,10 @@ Shape suffixes: B batch, N tokens, C tokens of a piece, D width, E patch embeddi
 M landmarks, R landmarks that a piece touches.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +29,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from gimp_ray.models.nystrom import NystromAttention
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """`torch.compiler.disable` where something is compiled; it loads the compiler, which takes seconds."""
+    disabled: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not disabled and "torch._dynamo" in sys.modules:
+            disabled.append(torch.compiler.disable(function))
+        return (disabled or [function])[0](*args, **kwargs)
+
+    return call
 
 
 class _Weights(NamedTuple):
@@ -69,6 +87,7 @@ class _Layer(NamedTuple):
         return self.landmark.shape[1] if self.first is None else self.first
 
 
+@_uncompiled
 def project_long(x_BLE: Tensor, valid: Tensor | None, cls_token: Tensor, project: nn.Linear, tokens: int) -> Tensor:
     """CLS and the projected patches, (B, 1 + L, D), from a bag in any float type; what is not `valid` counts as zeros.
 
@@ -82,6 +101,7 @@ def project_long(x_BLE: Tensor, valid: Tensor | None, cls_token: Tensor, project
     return _project(*arguments)
 
 
+@_uncompiled
 def attend_long(
     x_BND: Tensor,
     mask_BN: Tensor | None,

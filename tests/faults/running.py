@@ -18,19 +18,20 @@ from gimp_ray.run_folder import RunFolder, read_lines
 
 ROOT = Path(__file__).parents[2]
 GIMP = ("-m", "gimp_ray.cli")
-# pre-training waits while a file lies beside the run folder: tests/faults/slow.py
+# tests/faults/slow.py: pre-training waits while a file lies beside the run folder, or checkpoints are written slowly
 SLOW_GIMP = ("-c", "from tests.faults.slow import main; main()")
+SLOW_WRITES = ("-c", "from tests.faults.slow import slow_writes; slow_writes()")
 TRAIN_WORKER = "RayTrainWorker"
 DATA_TASK = "ReadRange->MapBatches(_encode_rows)"
 PATIENCE_S = 900
 
 
 @contextlib.contextmanager
-def started(verb: str, config: Config, file: Path) -> Iterator[subprocess.Popen[str]]:
+def started(verb: str, config: Config, file: Path, gimp: tuple[str, ...] = GIMP) -> Iterator[subprocess.Popen[str]]:
     """`gimp VERB` on a config, killed at the end of the block where it still runs."""
     file.write_text(to_yaml(config))
     process = subprocess.Popen(
-        [sys.executable, *GIMP, verb, "--config", str(file)],
+        [sys.executable, *gimp, verb, "--config", str(file)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         cwd=ROOT,
         stdout=subprocess.PIPE,

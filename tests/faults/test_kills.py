@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from gimp_ray import pipeline
 from gimp_ray.config import Config
+from gimp_ray.engine.checkpoint import STALE_SECONDS, checkpoint_folders
 from gimp_ray.errors import InputError
 from gimp_ray.run_folder import LOCK, RunFolder
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
-from tests.faults.running import started, wait_for_steps
+from tests.faults.running import SLOW_WRITES, started, wait_for_steps
 
 
 @pytest.fixture
@@ -42,6 +47,47 @@ def test_a_second_command_is_refused_and_a_killed_ones_lock_taken_over(long: Con
     whole = pipeline.pretrain(changed(long, run=str(tmp_path / "whole")))
     assert metrics(run, "pretrain") == metrics(whole, "pretrain")
     assert same_weights(run.model_file("pretrain"), whole.model_file("pretrain"))
+
+
+@pytest.mark.parametrize("whole_weights", [False, True], ids=["in the weights", "before it is said to be whole"])
+def test_killed_while_a_checkpoint_is_written(tiny: Config, tmp_path: Path, whole_weights: bool) -> None:
+    """Each of two attempts is killed in the middle of its second checkpoint: the one before is gone on from."""
+    config = changed(
+        tiny, genes__encoder="none", train__epochs=30, checkpoint__every_epochs=30, checkpoint__every_steps=7
+    )
+    run = RunFolder(config.run or "")
+    folder = run.checkpoints("pretrain")
+    for attempt in (1, 2):
+        with started("pretrain", config, tmp_path / "run.yaml", SLOW_WRITES) as process:
+            before = len(checkpoint_folders(folder))
+            torn = wait_for_torn(process, folder, before, whole_weights)
+            process.kill()
+            process.wait()
+        whole = checkpoint_folders(folder)
+        assert [one.name for one in whole] == [f"step-{7 * step:08d}" for step in range(1, attempt + 1)]
+        assert torn.exists() and not (torn / "state.json").exists(), "it was killed in the middle"
+        for other in folder.glob(".step-*"):
+            os.utime(other, (time.time() - STALE_SECONDS - 1,) * 2)
+    pipeline.pretrain(config)
+    assert [one.name for one in folder.iterdir() if one.name.startswith(".")] == [], "what was torn is removed"
+    undisturbed = pipeline.pretrain(changed(config, run=str(tmp_path / "whole")))
+    assert metrics(run, "pretrain") == metrics(undisturbed, "pretrain")
+    assert same_weights(run.model_file("pretrain"), undisturbed.model_file("pretrain"))
+
+
+def wait_for_torn(process: subprocess.Popen[str], folder: Path, before: int, whole_weights: bool) -> Path:
+    """Until a checkpoint is being written after one more has become whole; gives what there is of it."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.005)
+        for torn in folder.glob(".step-*") if len(checkpoint_folders(folder)) == before + 1 else []:
+            with contextlib.suppress(OSError):
+                found = (torn / "state.safetensors").stat().st_size
+                full = (checkpoint_folders(folder)[-1] / "state.safetensors").stat().st_size
+                if (found == full) if whole_weights else (0 < found < full):
+                    return torn
+    raise AssertionError("no checkpoint was seen in the middle")
 
 
 @pytest.mark.parametrize("lock", ["{", json.dumps({"host": "elsewhere", "pid": 1, "started": 0.0, "since": "today"})])

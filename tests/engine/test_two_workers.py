@@ -77,7 +77,7 @@ def losses(run: RunFolder) -> list[float]:
 def test_mpm_losses_of_every_step_agree(pair: tuple[RunFolder, RunFolder]) -> None:
     one, two = pair
     assert len(losses(one)) == len(losses(two)) > 3
-    assert losses(one) == pytest.approx(losses(two), rel=1e-5)
+    assert losses(one) == pytest.approx(losses(two), abs=1e-6)
     # the losses move, so agreeing is not trivial
     assert len(set(losses(one))) == len(losses(one))
 

@@ -26,7 +26,11 @@ cpus=${GIMP_RAY_CPUS:-3}
 hostname host-a
 unshare --net --uts sleep infinity &
 second=$!
-until [[ $(readlink "/proc/$second/ns/uts") != $(readlink /proc/self/ns/uts) ]]; do sleep 0.05; done
+own=$(readlink /proc/self/ns/net)
+until its=$(readlink "/proc/$second/ns/net") && [[ $its != "$own" ]]; do
+    kill -0 "$second"
+    sleep 0.05
+done
 on_second() { nsenter --target "$second" --net --uts -- "$@"; }
 
 on_second hostname host-b

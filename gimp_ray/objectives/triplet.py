@@ -5,7 +5,7 @@ Left out: gathering over workers (`gather`). Triplets are taken inside the batch
 Shape suffixes: B batch, F width of the embedding; A anchors, P positives, N negatives are each the batch again.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -66,14 +66,14 @@ def triplet_loss(
         # Differences, not the dot-product expansion: that cancels for near rows.
         distance_BB = torch.cdist(x_BF, x_BF, compute_mode="donot_use_mm_for_euclid_dist").square()
         positive_BB, negative_BB = _pairs(labels_B, patients_B)
-        if mining == "batch_all":
+        if mining not in get_args(Mining):
+            raise ValueError(f"mining must be 'batch_all', 'batch_hard' or 'semi_hard': found {mining!r}")
+        if mining == "batch_all" or B == 0:  # of no rows there is no farthest
             terms, valid = _batch_all(distance_BB, positive_BB, negative_BB, margin)
         elif mining == "batch_hard":
             terms, valid = _batch_hard(distance_BB, positive_BB, negative_BB, margin)
-        elif mining == "semi_hard":
-            terms, valid = _semi_hard(distance_BB, positive_BB, negative_BB, margin)
         else:
-            raise ValueError(f"mining must be 'batch_all', 'batch_hard' or 'semi_hard': found {mining!r}")
+            terms, valid = _semi_hard(distance_BB, positive_BB, negative_BB, margin)
         terms = terms.clamp_min(0).masked_fill(~valid, 0.0)
         active = terms.detach() > 0
         num_valid, num_active = valid.sum(), active.sum()

@@ -94,12 +94,13 @@ def test_normalised_distances_are_those_of_directions():
 @pytest.mark.parametrize("mining", MININGS)
 @pytest.mark.parametrize(
     ("labels", "patients"),
-    [([0, 0, 0], [0, 1, 2]), ([0, 1, 2], [0, 1, 2]), ([0, 0, 1], [7, 7, 8])],
-    ids=["one class", "one row a class", "one patient a class"],
+    [([0, 0, 0], [0, 1, 2]), ([0, 1, 2], [0, 1, 2]), ([0, 0, 1], [7, 7, 8]), ([], [])],
+    ids=["one class", "one row a class", "one patient a class", "no row, all labels being unknown"],
 )
 def test_a_batch_without_triplets_has_a_zero_loss_with_a_gradient(mining, labels, patients):
-    x = torch.randn(3, 4, requires_grad=True)
-    result = triplet_loss(x, torch.tensor(labels), mining=mining, patients_B=torch.tensor(patients))
+    x = torch.randn(len(labels), 4, requires_grad=True)
+    known = (torch.tensor(ids, dtype=torch.int64) for ids in (labels, patients))
+    result = triplet_loss(x, next(known), mining=mining, patients_B=next(known))
     assert result.loss.item() == 0 and result.num_triplets.item() == 0 and result.active_share.item() == 0
     result.loss.backward()
     assert (x.grad == 0).all()

@@ -208,10 +208,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(15)
+        process.wait(5)
     process.kill()
     process.wait()
-    for child in psutil.wait_procs(children, timeout=10)[1]:
+    for child in psutil.wait_procs(children, timeout=5)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
 

@@ -47,7 +47,9 @@ class Finetuning(PlannedTask):
 
     def read(self, row: Row) -> Arrays:
         patches, valid = read_bags(self.store, self.index, row.case, self.config.feed.threads, self.cache)
-        arrays: Arrays = {"patches": patches, "valid": valid, "label": self.labels_of(row.case), "case": row.case}
+        arrays: Arrays = {"patches": patches, "label": self.labels_of(row.case), "case": row.case}
+        if not valid.all():  # bags of one length need no mask, which attention would pay for
+            arrays["valid"] = valid
         if self._genes_train:
             assert self.side is not None
             arrays["genes"] = self.side.read(self.store, self.index.case_ids[row.case].tolist())
@@ -78,7 +80,7 @@ class Finetuning(PlannedTask):
         return model
 
     def loss(self, model: nn.Module, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
-        out = model(batch["patches"], valid=batch["valid"], **self._gene_arguments(batch, self.cls_ge))
+        out = model(batch["patches"], valid=batch.get("valid"), **self._gene_arguments(batch, self.cls_ge))
         accuracy = (out.logits.argmax(dim=-1) == batch["label"]).float().mean()
         return F.cross_entropy(out.logits.float(), batch["label"]), {"accuracy": accuracy}
 

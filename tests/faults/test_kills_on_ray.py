@@ -96,19 +96,20 @@ def test_a_data_task_a_worker_and_the_command_killed(config: Config, undisturbed
         assert restart["workers"] == 2 and "\n" not in restart["reason"] and restart["reason"]
         (told,) = run_status(str(run.path)).restarts
         assert (told["attempt"], told["workers"]) == (1, 2)
-        # the command itself: Ray ends with it, and the same command goes on
+        # the command itself: the same command goes on
         at = steps_logged(run, "pretrain")
         command.until(lambda: at_step(run, at + 6))
         below = command.below()
         command.process.kill()
         command.process.wait()
-        left = gone(below, patience=60)
-        kill(left)
-        assert not left, "Ray ends by itself with the command that started it"
-    assert not run.stage_done("pretrain") and checkpoint_folders(run.checkpoints("pretrain"))
+    assert not run.stage_done("pretrain")
+    assert checkpoint_folders(run.checkpoints("pretrain"))
     held(run).unlink()
     with beside(config, tmp_path, "second") as command:
         command.succeeded()
+    left = gone(below, patience=180)  # two agents of Ray's look for their head for a minute
+    kill(left)
+    assert not left, "Ray ends by itself with the command that started it"
     assert [attempt["status"] for attempt in run.record()["attempts"]] == ["running", "done"]
     assert metrics(run, "pretrain") == metrics(undisturbed, "pretrain")
     assert same_weights(run.model_file("pretrain"), undisturbed.model_file("pretrain"))

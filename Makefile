@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo demo-short test test-fast test-slow test-ray test-faults lint clean help
+.PHONY: install demo demo-short test test-fast test-slow test-ray test-clusters test-faults lint clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
@@ -28,6 +28,7 @@ test: install    ## lint, then the fast tests, those with real servers and kills
 	$(MAKE) test-fast
 	$(MAKE) test-slow
 	$(MAKE) test-ray
+	$(MAKE) test-clusters
 
 test-fast: install
 	$(BIN)/python -m pytest -m 'not ray and not slow' --numprocesses 2 --dist loadscope --ignore tests/faults
@@ -39,7 +40,10 @@ test-faults: install  ## what a machine does to a run: SIGTERM, SIGKILL, a full 
 	$(BIN)/python -m pytest tests/faults
 
 test-ray: install
-	$(BIN)/python -m pytest -m ray --ignore tests/faults
+	$(BIN)/python -m pytest -m ray --ignore tests/faults --ignore tests/jobs --ignore tests/deploy --ignore tests/ray/test_two_nodes.py
+
+test-clusters: install  ## heads, jobs and nodes of their own: every stage by `ray job submit`, two nodes, two hosts
+	$(BIN)/python -m pytest -m ray tests/jobs tests/ray/test_two_nodes.py tests/deploy
 
 lint: install
 	$(BIN)/ruff check .

@@ -276,6 +276,12 @@ class ClusterConfig(Section):
     resize_seconds: float = Field(
         60, gt=0, description="how often Ray looks for room for more workers, where train.workers is a range"
     )
+    start_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="how long a start of the workers may take before it is tried anew, three times; unset: 15 where "
+        "train.workers is a range, else RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, or 60",
+    )
 
 
 class Config(Section):

@@ -200,6 +200,7 @@ def workers_of(config: Config) -> Workers:
         count=train.most_workers,
         at_least=train.fewest_workers,
         resize_seconds=config.cluster.resize_seconds,
+        start_seconds=config.cluster.start_seconds,
         progress=config.log.progress,
         use_gpu=train.use_gpu,
         cpus=train.cpus_per_worker,

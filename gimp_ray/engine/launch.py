@@ -30,6 +30,7 @@ from gimp_ray.reachable import listens
 from gimp_ray.run_folder import RunFolder
 from gimp_ray.run_mirror import patient
 
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 # what Ray says when its memory monitor or the kernel ended a worker
 OUT_OF_MEMORY = ("running low on memory", "OutOfMemoryError", "OOM")
 
@@ -59,12 +60,15 @@ class Workers:
         count: how many; 0 trains in this process without Ray.
         at_least: as few as this will do where the cluster has no room for `count`; None for `count`.
         resize_seconds: how often Ray looks whether there is room for more, where there are fewer than `count`.
+        start_seconds: how long a start of theirs may take before it is tried anew; None for 15 where `at_least` is
+            given, and else what the environment says, or 60.
         progress: whether the command shows a live line of what they do.
     """
 
     count: int = 1
     at_least: int | None = None
     resize_seconds: float = 60.0
+    start_seconds: float | None = None
     progress: bool = True
     use_gpu: bool | None = None
     cpus: float = 1
@@ -216,6 +220,8 @@ def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool)
                 raise refusal from None
             if stopping.asked():  # who sent the signal took the workers as well
                 break
+            if not failures and _never_started(error):
+                raise _no_room(workers) from error
             failures += 1
             if 0 <= workers.max_failures < failures:
                 raise _failure(error, failures) from error
@@ -281,8 +287,7 @@ def start_ray(workers: Workers) -> None:
     # before Ray is imported: short polls, since a report waits for one, and no wait for capacity that is gone
     for name, value in {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-        # for a while after a node is gone Ray still counts it, and a start that counts on it must be given up first
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60" if workers.at_least is None else "15",
+        START_TIMEOUT: "60",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -291,6 +296,13 @@ def start_ray(workers: Workers) -> None:
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
     }.items():
         os.environ.setdefault(name, value)
+    wait = workers.start_seconds
+    if wait is None and workers.at_least is not None:
+        # a cluster's own setting is made for a fixed number, which has to wait until its nodes are up; for a while
+        # after a node is gone Ray still counts it, and a start that counts on it must be given up first
+        wait = 15
+    if wait is not None:
+        os.environ[START_TIMEOUT] = f"{wait:g}"
     address = workers.address or os.environ.get("RAY_ADDRESS")
     if not address:
         # nobody preempts a worker of one machine
@@ -415,6 +427,26 @@ def _failure(error: Exception, failures: int) -> GimpError:
         f"training failed on the cluster {failures} time(s), more often than train.max_failures allows",
         found=_reason(error),
         fix="see the lines above; the same command continues from the last checkpoint",
+    )
+
+
+def _never_started(error: Exception) -> bool:
+    """Whether the cluster had no room for the workers within the time that a start may take."""
+    return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+
+
+def _no_room(workers: Workers) -> GimpError:
+    import ray
+
+    there = ray.cluster_resources()
+    each = _resources(workers, _use_gpu(workers))
+    return GimpError(
+        "the cluster had no room for the workers",
+        expected=f"{workers.at_least or workers.count} worker(s) of "
+        + ", ".join(f"{n:g} {k}" for k, n in each.items()),
+        found=", ".join(f"{there.get(kind, 0):g} {kind} in all" for kind in ("CPU", "GPU")) + ", other jobs' included",
+        fix=f"start nodes, lower train.workers or give a range ([1, {workers.count}]), lower train.cpus_per_worker, or "
+        "raise cluster.start_seconds where nodes take longer to come; Ray Data needs a CPU besides",
     )
 
 

@@ -334,10 +334,10 @@ def _use_gpu(workers: Workers) -> bool:
 
     if workers.use_gpu is not None:
         return workers.use_gpu
-    there = int(ray.cluster_resources().get("GPU", 0))
-    if 0 < there < workers.count:
-        print(f"note: {there} GPU(s) for {workers.count} workers, so all train on CPUs; see train.use_gpu", flush=True)
-    return there >= workers.count
+    there, needed = int(ray.cluster_resources().get("GPU", 0)), workers.at_least or workers.count
+    if 0 < there < needed:
+        print(f"note: {there} GPU(s) for {needed} workers, so all train on CPUs; see train.use_gpu", flush=True)
+    return there >= needed
 
 
 def _resources(workers: Workers, use_gpu: bool) -> dict[str, float]:

@@ -311,8 +311,8 @@ def _s3(uri: str) -> tuple[pafs.FileSystem, str]:
         options |= {"endpoint_override": host, "scheme": scheme}
     with _no_checksums_of_parts():
         filesystem = pafs.S3FileSystem(
-            # not the standard strategy: Arrow never gives back the tokens that each of its retries costs, so a process
-            # that has made a hundred of them gets no more
+            # not the standard strategy: it has a hundred attempts to give away until something succeeds, for all
+            # threads together, and in an outage requests fail at once after that
             retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS - 1),
             connect_timeout=CONNECT_TIMEOUT_S,
             request_timeout=REQUEST_TIMEOUT_S,

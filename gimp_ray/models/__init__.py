@@ -4,7 +4,9 @@ Source of the method: Jin et al., "Gene-Induced Multimodal Pre-training for Imag
 What the paper leaves open is a named argument here, with the default of the docs.
 """
 
+from gimp_ray.models.abmil import ABMIL
 from gimp_ray.models.aggregator import PatchAggregator
+from gimp_ray.models.attention_pool import AttentionBag, AttentionPool, BagOutput, PooledBag
 from gimp_ray.models.freezing import KeepsFrozen, freeze, is_frozen
 from gimp_ray.models.gene_encoder import GeneEncoder
 from gimp_ray.models.gene_input import GeneInput
@@ -15,7 +17,11 @@ from gimp_ray.models.nystrom import NystromAttention
 from gimp_ray.models.snn import SNN
 
 __all__ = [
+    "ABMIL",
     "SNN",
+    "AttentionBag",
+    "AttentionPool",
+    "BagOutput",
     "GeneEncoder",
     "GeneInput",
     "GiMP",
@@ -27,6 +33,7 @@ __all__ = [
     "MLPHead",
     "NystromAttention",
     "PatchAggregator",
+    "PooledBag",
     "fit_fragments",
     "freeze",
     "is_frozen",

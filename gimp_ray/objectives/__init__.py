@@ -3,6 +3,18 @@
 from gimp_ray.objectives.gather import gather_workers
 from gimp_ray.objectives.masked_patch import masked_patch_loss
 from gimp_ray.objectives.mixup import mixup
+from gimp_ray.objectives.survival import cox_loss, discrete_time_nll, discrete_time_risk, fit_time_edges, time_bin
 from gimp_ray.objectives.triplet import TripletResult, triplet_loss
 
-__all__ = ["TripletResult", "gather_workers", "masked_patch_loss", "mixup", "triplet_loss"]
+__all__ = [
+    "TripletResult",
+    "cox_loss",
+    "discrete_time_nll",
+    "discrete_time_risk",
+    "fit_time_edges",
+    "gather_workers",
+    "masked_patch_loss",
+    "mixup",
+    "time_bin",
+    "triplet_loss",
+]

@@ -74,6 +74,13 @@ def masked_softmax(scores_BKN: Tensor, valid_BN: Tensor | None) -> Tensor:
     return scores_BKN.masked_fill(padding_B1N, lowest).softmax(dim=-1).masked_fill(padding_B1N, 0.0)
 
 
+def weighted_sum(attention_BKN: Tensor, x_BND: Tensor) -> Tensor:
+    """sum_n a_kn x_n, (B, K, D), in the type of x, or in autocast's."""
+    if not torch.is_autocast_enabled(x_BND.device.type):
+        attention_BKN = attention_BKN.to(x_BND.dtype)
+    return attention_BKN @ x_BND
+
+
 def attention_of_predicted(logits_BC: Tensor, attention_BCN: Tensor) -> Tensor:
     """The attention of the class with the highest logit, (B, N)."""
     index_B11 = logits_BC.argmax(dim=1)[:, None, None]
@@ -121,7 +128,7 @@ class AttentionPool(nn.Module):
             hidden_BNA = hidden_BNA * self.gate(x_BND)
         scores_BKN = self.score(hidden_BNA).transpose(1, 2)
         attention_BKN = masked_softmax(scores_BKN, valid_BN)
-        return attention_BKN.to(x_BND.dtype) @ x_BND, attention_BKN, scores_BKN
+        return weighted_sum(attention_BKN, x_BND), attention_BKN, scores_BKN
 
 
 class AttentionBag(nn.Module):

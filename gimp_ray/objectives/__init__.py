@@ -1,5 +1,7 @@
 """Losses as functions of tensors: masked patches and gene-induced triplets (GiMP, section 2.3), mixup for genes."""
 
+from gimp_ray.objectives.clam import CLAMLoss, clam_instance_loss, clam_loss
+from gimp_ray.objectives.dsmil import dsmil_loss
 from gimp_ray.objectives.gather import gather_workers
 from gimp_ray.objectives.masked_patch import masked_patch_loss
 from gimp_ray.objectives.mixup import mixup
@@ -7,10 +9,14 @@ from gimp_ray.objectives.survival import cox_loss, discrete_time_nll, discrete_t
 from gimp_ray.objectives.triplet import TripletResult, triplet_loss
 
 __all__ = [
+    "CLAMLoss",
     "TripletResult",
+    "clam_instance_loss",
+    "clam_loss",
     "cox_loss",
     "discrete_time_nll",
     "discrete_time_risk",
+    "dsmil_loss",
     "fit_time_edges",
     "gather_workers",
     "masked_patch_loss",

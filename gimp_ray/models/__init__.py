@@ -7,16 +7,22 @@ What the paper leaves open is a named argument here, with the default of the doc
 from gimp_ray.models.abmil import ABMIL
 from gimp_ray.models.aggregator import PatchAggregator
 from gimp_ray.models.attention_pool import AttentionBag, AttentionPool, BagOutput, PooledBag
+from gimp_ray.models.bilinear_fusion import BilinearFusion
 from gimp_ray.models.clam import CLAM, CLAMOutput
+from gimp_ray.models.concat_mil import ConcatMIL
 from gimp_ray.models.dsmil import DSMIL, DSMILOutput, dsmil_probabilities
 from gimp_ray.models.freezing import KeepsFrozen, freeze, is_frozen
 from gimp_ray.models.gene_encoder import GeneEncoder
 from gimp_ray.models.gene_input import GeneInput
 from gimp_ray.models.gimp import GiMP, GiMPClassifier, GiMPClassifierOutput, GiMPOutput
 from gimp_ray.models.group_msa import GroupMSA, fit_fragments
+from gimp_ray.models.late_fusion import LateFusion, LateFusionOutput, mean_probability
+from gimp_ray.models.mcat import MCAT, CoAttention, GroupedSNN, MCATOutput
 from gimp_ray.models.mean_pool import MeanPoolMLP
 from gimp_ray.models.mlp_head import MLPHead
 from gimp_ray.models.nystrom import NystromAttention
+from gimp_ray.models.pathomic import PathomicFusion, PathomicOutput
+from gimp_ray.models.porpoise import Porpoise
 from gimp_ray.models.snn import SNN
 from gimp_ray.models.transmil import PPEG, TransMIL
 
@@ -24,12 +30,16 @@ __all__ = [
     "ABMIL",
     "CLAM",
     "DSMIL",
+    "MCAT",
     "PPEG",
     "SNN",
     "AttentionBag",
     "AttentionPool",
     "BagOutput",
+    "BilinearFusion",
     "CLAMOutput",
+    "CoAttention",
+    "ConcatMIL",
     "DSMILOutput",
     "GeneEncoder",
     "GeneInput",
@@ -38,15 +48,23 @@ __all__ = [
     "GiMPClassifierOutput",
     "GiMPOutput",
     "GroupMSA",
+    "GroupedSNN",
     "KeepsFrozen",
+    "LateFusion",
+    "LateFusionOutput",
+    "MCATOutput",
     "MLPHead",
     "MeanPoolMLP",
     "NystromAttention",
     "PatchAggregator",
+    "PathomicFusion",
+    "PathomicOutput",
     "PooledBag",
+    "Porpoise",
     "TransMIL",
     "dsmil_probabilities",
     "fit_fragments",
     "freeze",
     "is_frozen",
+    "mean_probability",
 ]

@@ -130,7 +130,7 @@ class TransMIL(nn.Module):
         return BagOutput(self.classify(bag_BD), bag_BD, None)
 
     def _positions(self, x_BTD: Tensor, real_BT: Tensor, side_B: Tensor) -> Tensor:
-        """PPEG on every bag's own square."""
+        """PPEG on every bag's own square; tokens that are not real are zeros already, and are zeros again."""
         B, T, D = x_BTD.shape
         S = math.isqrt(T)
         place_T = torch.arange(T, device=x_BTD.device)
@@ -139,7 +139,6 @@ class TransMIL(nn.Module):
         token_BT = row_T * side_B1 + column_T  # which token lies at a place of the S x S image
         inside_BT = (row_T < side_B1) & (column_T < side_B1)
         token_BT = token_BT.where(inside_BT, 0)
-        inside_BT = inside_BT & real_BT.gather(1, token_BT)
         image_BDSS = _take(x_BTD, token_BT, inside_BT).transpose(1, 2).reshape(B, D, S, S)
         out_BTD = self.ppeg(image_BDSS).flatten(2).transpose(1, 2)
         place_BT = (place_T // side_B1) * S + place_T % side_B1  # and back

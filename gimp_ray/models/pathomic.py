@@ -13,7 +13,7 @@ Training there: stage 1 each net alone; stage 2 Adam, lr 1e-4, beta1 0.5, 10 epo
 Adapted:
 
 - The paper reads regions of interest by VGG19. Here the image net is a gated ABMIL over the patches of a patient, and
-  its bag vector stands for the image.
+  its bag vector stands for the image. W_p belongs to stage 2.
 - The graph of cells has no counterpart in patch embeddings: that branch is left out.
 - C logits under cross-entropy (the NLL of a log-softmax, as there).
 - `stage` says what is trained. A frozen part is in evaluation mode, so its dropout is off.
@@ -137,7 +137,7 @@ class PathomicFusion(nn.Module):
         """Classify patients.
 
         The loss of stage "unimodal" is cross-entropy of `image_logits` plus that of `genes_logits` (the nets share no
-        weight, so each learns as if alone); of the other stages, cross-entropy of `logits`.
+        weight, so each learns as if alone), and `logits` mean nothing yet; of the other stages, that of `logits`.
 
         Args:
             patches_BNE: (B, N, E), any float type.

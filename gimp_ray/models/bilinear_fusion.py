@@ -1,6 +1,6 @@
 """Kronecker product fusion of two vectors with gates: the joint of Pathomic Fusion and PORPOISE, an option of MCAT.
 
-Chen et al., "Pathomic Fusion", IEEE TMI 2020 (section III-D) and "Pan-cancer integrative histology-genomic analysis via
+Chen et al., "Pathomic Fusion", IEEE TMI 2020, and "Pan-cancer integrative histology-genomic analysis via
 multimodal deep learning" (PORPOISE), Cancer Cell 2022. For vectors a and b, each with a gate of its own:
 
     h_a = ReLU(W_a a),  z_a = G_a(a, b),  o_a = dropout(ReLU(O_a (sigmoid(z_a) * h_a))), and the same for b

@@ -206,7 +206,11 @@ def gather_records(records: list[Record], world: World) -> list[Record]:
 def seed_mini_batch(seed: int, epoch: int, number: int) -> None:
     """Seed torch for one mini-batch (dropout and the like), whichever rank has it."""
     key = np.random.SeedSequence((seed, epoch, number))
-    torch.manual_seed(int(key.generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    drawn = int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))
+    # torch.manual_seed formats a stack trace for each device that is not in use, which takes longer than a small step
+    torch.default_generator.manual_seed(drawn)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(drawn)
 
 
 def _one_step(stage: _Stage, row: Row, batch: Tensors) -> None:

@@ -21,8 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks._store_timing import machine
-from benchmarks._tables import write_json
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _store_timing import machine
+from _tables import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = {"this": "this package", "before": "before", "package": "`nystrom-attention`"}

@@ -38,6 +38,9 @@ SLOW = (
     "cohort/test_synth_difficulty.py",
     "engine/test_resume.py",
     "engine/test_compile.py",
+    "feed/test_cache.py",
+    "models/test_long_bags.py",
+    "test_locks.py",
 )
 
 

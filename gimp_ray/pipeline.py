@@ -23,6 +23,7 @@ from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
 from gimp_ray.places import is_uri
 from gimp_ray.run_folder import STAGES, RunFolder, as_place, attempt, environment, unwritable, write_json, write_text
+from gimp_ray.run_mirror import patient
 from gimp_ray.tasks import CohortEmbedding, Finetuning, GenePretraining, GimpPretraining
 from gimp_ray.tasks.planned import open_store
 
@@ -330,4 +331,5 @@ def _attempt(run: RunFolder, stages: list[str]) -> Iterator[dict[str, str]]:
                 f"note: the failure could not be noted in the run's record: {str(second).splitlines()[0]}", flush=True
             )
         raise
-    run.update(change)
+    with patient():  # what was computed is there, and only its note would be lost
+        run.update(change)

@@ -1,4 +1,6 @@
-"""Losses as functions of tensors: masked patches and gene-induced triplets (GiMP, section 2.3), mixup for genes."""
+"""Losses as functions of tensors: masked patches and gene-induced triplets (GiMP, section 2.3), mixup for genes; the
+losses of compared methods (CLAM, DSMIL) and of survival, which no stage uses yet.
+"""
 
 from gimp_ray.objectives.clam import CLAMLoss, clam_instance_loss, clam_loss
 from gimp_ray.objectives.dsmil import dsmil_loss

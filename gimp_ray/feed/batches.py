@@ -1,6 +1,7 @@
 """From a plan to a worker's batches: Ray Data streams plan rows (or, behind the same switch, the windows themselves).
 
-One row of the dataset is one rank's mini-batch; rows stand step by step, rank by rank, each in a block of its own, so
+One row of the dataset is one rank's mini-batch, or its next 64 where the plan alone travels, since a row costs Ray some
+20 ms whatever is in it. Rows stand one after another in the steps' order, rank by rank, each in a block of its own, so
 that with `preserve_order` Ray hands row i to rank i mod n. One dataset spans all the steps a stage has left: it
 starts at the checkpointed position, for as many ranks as there are then, which is the whole of resuming in the middle
 of an epoch and of a change of the number of workers. Arrays travel as plain binary columns with their shape and type
@@ -38,6 +39,7 @@ class Source(Protocol):
 
 Factory = Callable[..., Source]
 ROWS_A_TASK = 16  # of windows carried by Ray Data: a task costs more than a row
+STEPS_A_ROW = 64  # of a rank, where windows are read in the worker
 
 
 def direct_batches(source: Source, start: int, rank: int, world_size: int, ahead: int) -> Batches:
@@ -63,11 +65,12 @@ def plan_dataset(factory: Factory, arguments: Mapping[str, Any], start: int, wor
     # a callable dataset is made in the controller, where the driver's context does not hold
     ray.data.DataContext.get_current().target_max_block_size = 1
     plan = factory(**arguments).plan
-    rows = plan.steps(start, plan.positions, world_size) * world_size
+    together = STEPS_A_ROW if read_in == "worker" else 1
+    rows = -(-plan.steps(start, plan.positions, world_size) // together) * world_size
     # plan rows are cheap: one long task, in a process that never imports torch; windows are read by many
     blocks = 1 if read_in == "worker" else max(1, rows // ROWS_A_TASK)
     source = (factory, json.dumps(dict(arguments))) if read_in == "ray_data" else None
-    make = functools.partial(_encode_rows, ray.put(plan), source, start, world_size)
+    make = functools.partial(_encode_rows, ray.put(plan), source, start, world_size, together)
     return ray.data.range(max(rows, world_size), override_num_blocks=blocks).map_batches(
         make, batch_size=None, batch_format="numpy"
     )
@@ -84,16 +87,17 @@ def shard_batches(shard: Any, source: Source, start: int, rank: int, ahead: int)
     def batches() -> Batches:
         expected = start
         for table in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
-            row, arrays = _decode(table)
-            if row.begin < start:
-                continue
-            if (row.begin, row.rank) != (expected, rank):
-                raise RuntimeError(
-                    f"rank {rank} expected its mini-batch at position {expected} "
-                    f"and was given one of rank {row.rank} at {row.begin}"
-                )
-            expected = row.end
-            yield row, source.read(row) if arrays is None else arrays
+            for row, arrays in _decode(table):
+                if row.begin < start:
+                    continue
+                if (row.begin, row.rank) != (expected, rank):
+                    raise RuntimeError(
+                        f"rank {rank} expected its mini-batch at position {expected} "
+                        f"and was given one of rank {row.rank} at {row.begin}"
+                    )
+                expected = row.end
+                yield row, source.read(row) if arrays is None else arrays
+                del arrays  # or they would be alive beside the next
 
     return read_ahead(batches(), ahead)
 
@@ -111,18 +115,36 @@ def _fetched(plan: Any) -> Plan:
 
 
 def _encode_rows(
-    plan: Any, source: tuple[Factory, str] | None, start: int, world_size: int, batch: dict[str, np.ndarray]
+    plan: Any,
+    source: tuple[Factory, str] | None,
+    start: int,
+    world_size: int,
+    together: int,
+    batch: dict[str, np.ndarray],
 ) -> Iterator[pa.Table]:
     reader = None if source is None else _cached_source(*source)
+    made = _fetched(plan)
+    steps = made.steps(start, made.positions, world_size)
     for number in batch["id"]:
-        row = _fetched(plan).row(int(number) // world_size, int(number) % world_size, world_size, start)
-        yield _encode(row, None if reader is None else reader.read(row))
+        first, rank = int(number) // world_size * together, int(number) % world_size
+        # a stage without anything left still has a row for each rank, which nobody asks for
+        rows = [made.row(step, rank, world_size, start) for step in range(first, min(first + together, steps))]
+        yield _encode([(row, None if reader is None else reader.read(row)) for row in rows])
 
 
 ARRAYS = ("case", "slide", "start", "mask_seed")
 
 
-def _encode(row: Row, arrays: Arrays | None) -> pa.Table:
+def _encode(batches: list[tuple[Row, Arrays | None]]) -> pa.Table:
+    """One row of the dataset: some mini-batches of a rank."""
+    encoded = pa.array([], pa.struct([]))
+    if batches:
+        encoded = pa.concat_tables([_encode_one(row, arrays) for row, arrays in batches]).to_struct_array()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    return pa.table({"batches": pa.ListArray.from_arrays(pa.array([0, len(batches)], pa.int32()), encoded)})
+
+
+def _encode_one(row: Row, arrays: Arrays | None) -> pa.Table:
     fields = dict(vars(row))
     payload: dict[str, Any] = {name: fields.pop(name) for name in ARRAYS}
     payload |= {f"batch.{name}": value for name, value in (arrays or {}).items()}
@@ -137,10 +159,17 @@ def _encode(row: Row, arrays: Arrays | None) -> pa.Table:
     return pa.table(columns)
 
 
-def _decode(table: pa.Table) -> tuple[Row, Arrays | None]:
-    header = json.loads(table["header"][0].as_py())
+def _decode(table: pa.Table) -> Iterator[tuple[Row, Arrays | None]]:
+    """The mini-batches of one row of the dataset."""
+    encoded = table["batches"].chunk(0).flatten()
+    for number in range(len(encoded)):
+        yield _decode_one(encoded, number)
+
+
+def _decode_one(encoded: pa.StructArray, number: int) -> tuple[Row, Arrays | None]:
+    header = json.loads(encoded.field("header")[number].as_py())
     arrays = {
-        name: np.frombuffer(table[name][0].as_buffer(), dtype=np.dtype(dtype)).reshape(shape)
+        name: np.frombuffer(encoded.field(name)[number].as_buffer(), dtype=np.dtype(dtype)).reshape(shape)
         for name, (dtype, shape) in header["arrays"].items()
     }
     row = Row(**header["row"], **{name: arrays[name] for name in ARRAYS})  # type: ignore[arg-type]

@@ -46,18 +46,19 @@ class Shard:
         yield from self.tables
 
 
-def tables(source: Source, rank: int, world: int, carried: bool, start: int = 0) -> list[Any]:
+def tables(source: Source, rank: int, world: int, carried: bool, start: int = 0, together: int = 1) -> list[Any]:
     steps = source.plan.steps(start, source.plan.positions, world)
     rows = [source.plan.row(step, rank, world, start) for step in range(steps)]
-    return [_encode(row, source.read(row) if carried else None) for row in rows]
+    batches = [(row, source.read(row) if carried else None) for row in rows]
+    return [_encode(batches[at : at + together]) for at in range(0, len(batches), together)]
 
 
-@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize(("carried", "together"), [(False, 1), (False, 2), (False, 64), (True, 1)])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_batches_from_a_shard_are_the_batches_read_directly(carried: bool, rank: int) -> None:
+def test_batches_from_a_shard_are_the_batches_read_directly(carried: bool, together: int, rank: int) -> None:
     source = Source()
     direct = list(direct_batches(source, 2, rank, 2, ahead=2))
-    shard = list(shard_batches(Shard(tables(source, rank, 2, carried)), source, 2, rank, ahead=2))
+    shard = list(shard_batches(Shard(tables(source, rank, 2, carried, 0, together)), source, 2, rank, ahead=2))
     assert len(direct) == len(shard) == 3
     for (row, arrays), (row_again, arrays_again) in zip(direct, shard, strict=True):
         same = [name for name, value in vars(row).items() if np.array_equal(value, vars(row_again)[name])]
@@ -98,7 +99,7 @@ def test_an_encoded_row_keeps_shapes_types_and_empty_arrays() -> None:
     source = Source()
     row = source.plan.row(2, 0, 1)
     arrays = source.read(row)
-    again, carried = _decode(_encode(row, arrays))
+    ((again, carried),) = _decode(_encode([(row, arrays)]))
     assert (again.epoch, again.begin, again.share) == (row.epoch, row.begin, row.share)
     assert carried is not None and carried["empty"].shape == (4, 0) and carried["valid"].dtype == np.bool_
 

@@ -46,7 +46,6 @@ class Scale:
         length: L of a window.
         width: d of the model.
         landmarks: m.
-        steps: optimiser steps of a measured run, two of which warm up.
         rounds: repeats.
         kills: of a worker.
         soak: steps of the long run.
@@ -58,13 +57,12 @@ class Scale:
     length: int = 6000
     width: int = 512
     landmarks: int = 256
-    steps: int = 7
-    rounds: int = 3
-    kills: int = 3
+    rounds: int = 2
+    kills: int = 2
     soak: int = 10_000
 
 
-QUICK = Scale(cases=24, patches=300, dim=64, length=128, width=32, landmarks=16, steps=5, rounds=1, kills=1, soak=600)
+QUICK = Scale(cases=24, patches=300, dim=64, length=128, width=32, landmarks=16, rounds=1, kills=1, soak=600)
 
 
 def make_store(folder: Path, scale: Scale) -> Path:

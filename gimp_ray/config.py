@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from gimp_ray.recipes import RECIPES, Recipe
 
 Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["adamw", "adam", "radam"]
+Schedule = Literal["cosine", "constant", "linear"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -36,8 +41,13 @@ class TrainConfig(Section):
     """How a stage is trained. `train` holds GiMP pre-training; the other stages override parts of it."""
 
     epochs: int = Field(100, ge=1, description="passes over the training split (paper: 100 for pre-training)")
-    lr: float = Field(1e-4, gt=0, description="AdamW's peak learning rate, cosine to zero (paper: 1e-4)")
-    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay, on matrices alone")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate (paper: 1e-4)")
+    weight_decay: float = Field(
+        1e-2, ge=0, description="adamw: decoupled, on matrices alone; adam and radam: L2, on every weight"
+    )
+    optimizer: Optimizer = Field("adamw", description="adamw, adam or radam")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay of the optimiser's two running means")
+    schedule: Schedule = Field("cosine", description="after the warm-up: cosine or linear to zero, or constant")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a linear warm-up")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
     accumulate: int = Field(1, ge=1, description="mini-batches of a worker per optimiser step")
@@ -83,6 +93,9 @@ class StageTrainConfig(Section):
     epochs: int | None = Field(None, ge=1)
     lr: float | None = Field(None, gt=0)
     weight_decay: float | None = Field(None, ge=0)
+    optimizer: Optimizer | None = None
+    betas: tuple[Beta, Beta] | None = None
+    schedule: Schedule | None = None
     warmup: float | None = Field(None, ge=0, lt=1)
     clip_norm: float | None = Field(None, ge=0)
     accumulate: int | None = Field(None, ge=1)
@@ -192,6 +205,34 @@ class GenesConfig(Section):
     train: GenesTrainConfig = GenesTrainConfig()
 
 
+class TargetConfig(Section):
+    """What fine-tuning predicts of a case; truth is in the store's case table."""
+
+    kind: Literal["class", "labels", "survival"] = Field(
+        "class", description="one class a case; several labels, each yes or no; or the time to an event"
+    )
+    columns: list[str] = Field(
+        [], description="class: one column of the case table in place of label; labels: the columns, each yes or no"
+    )
+    time: str = Field("survival_months", description="survival: column with the time to event or last follow-up")
+    event: str = Field("event", description="survival: column that says whether the event was seen")
+    loss: Literal["nll", "cox"] = Field(
+        "nll", description="survival: likelihood of hazards in time bins, or Cox's over the mini-batches of all workers"
+    )
+    bins: int = Field(4, ge=2, description="survival with nll: time bins, with equal numbers of training events")
+
+    @model_validator(mode="after")
+    def _columns_of_the_kind(self) -> TargetConfig:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("target.columns has a column twice")
+        if self.kind == "labels" and not self.columns:
+            raise ValueError("target.columns must name the labels, such as [TP53, KRAS], with target.kind: labels")
+        most = {"class": 1, "survival": 0}.get(self.kind, len(self.columns))
+        if len(self.columns) > most:
+            raise ValueError(f"target.columns takes at most {most} of them with target.kind: {self.kind}")
+        return self
+
+
 class FinetuneConfig(Section):
     """Fine-tuning on whole bags with an MLP head on CLS_pat, best epoch by validation."""
 
@@ -200,10 +241,42 @@ class FinetuneConfig(Section):
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.25, ge=0, lt=1, description="of the head")
     batch_size: int = Field(4, ge=1, description="whole bags in a worker's mini-batch")
-    select: Literal["accuracy", "loss", "auroc"] = Field(
-        "accuracy", description="validation figure that picks the epoch; ties by loss"
+    select: Literal["auto", "accuracy", "loss", "auroc", "cindex"] = Field(
+        "auto",
+        description="validation figure that picks the epoch, ties by loss; auto: accuracy for a class, auroc for "
+        "labels, cindex for survival",
     )
     train: FinetuneTrainConfig = FinetuneTrainConfig()
+
+
+class MethodConfig(Section):
+    """Another method than GiMP in stage `finetune` (docs/methods.md)."""
+
+    name: str = Field("gimp", description="gimp, or a compared method of docs/methods.md")
+    options: dict[str, Any] = Field({}, description="arguments of its network and its loss, by name")
+    batch_size: int | None = Field(None, ge=1, description="cases in a worker's mini-batch; unset: as its recipe says")
+    train: StageTrainConfig = StageTrainConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name != "gimp" and name not in RECIPES:
+            raise ValueError("one of gimp, " + ", ".join(RECIPES))
+        return name
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How the method is trained by default; None for GiMP."""
+        return RECIPES.get(self.name)
+
+
+class ObjectiveConfig(Section):
+    """What stage `pretrain` learns."""
+
+    name: Literal["gimp", "mgca", "biovil", "refers", "tangle"] = Field(
+        "gimp", description="gimp: masked patches and triplets; or a compared objective"
+    )
+    options: dict[str, Any] = Field({}, description="the objective's own numbers, by argument name")
 
 
 class EvaluateConfig(Section):
@@ -211,7 +284,10 @@ class EvaluateConfig(Section):
 
     part: Literal["test", "val"] = Field("test", description="part of the split that is reported")
     resamples: int = Field(1000, ge=10, description="patient-level bootstrap resamples")
-    reference_rows: bool = Field(True, description="genes alone, and mean-pooled patches + MLP, beside the model")
+    reference_rows: bool = Field(True, description="genes alone, and mean-pooled patches, beside the model")
+    missing: list[Literal["images", "genes"]] = Field(
+        [], description="also report GiMP with this modality missing: its side is the mean of the training cases"
+    )
 
 
 class CheckpointConfig(Section):
@@ -298,7 +374,10 @@ class Config(Section):
     batch: BatchConfig = BatchConfig()
     model: ModelConfig = ModelConfig()
     genes: GenesConfig = GenesConfig()
+    target: TargetConfig = TargetConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    method: MethodConfig = MethodConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
@@ -328,9 +407,15 @@ class Config(Section):
         return self
 
     def stage_train(self, stage: str) -> StageSettings:
-        """The training settings of `genes`, `pretrain` or `finetune`: `train`, with what the stage says differently."""
+        """The training settings of `genes`, `pretrain` or `finetune`: `train`, with what the stage says differently.
+
+        Of a compared method, `finetune` is `train`, then its recipe, then `method.train`.
+        """
         changed: dict[str, Any] = {}
-        if stage != "pretrain":
+        recipe = self.method.recipe if stage == "finetune" else None
+        if recipe is not None:
+            changed = {"stop_after": None} | recipe.training | self.method.train.model_dump(exclude_none=True)
+        elif stage != "pretrain":
             section: StageTrainConfig = {"genes": self.genes.train, "finetune": self.finetune.train}[stage]
             changed = {"stop_after": None} | section.model_dump(exclude_none=True)
         return StageSettings(**(self.train.model_dump() | changed), log=self.log)

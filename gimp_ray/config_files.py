@@ -25,6 +25,7 @@ FREE_KEYS = (
     "train.compile",
     "genes.train.compile",
     "finetune.train.compile",
+    "method.train.compile",
     "train.workers",
     "train.use_gpu",
     "train.cpus_per_worker",
@@ -35,8 +36,10 @@ FREE_KEYS = (
     "train.stop_after",
     "genes.train.stop_after",
     "finetune.train.stop_after",
+    "method.train.stop_after",
     "genes.train.log_every",
     "finetune.train.log_every",
+    "method.train.log_every",
 )
 
 
@@ -112,7 +115,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """`{"train": {"lr": 1}}` -> `{"train.lr": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
@@ -124,9 +127,9 @@ def differences(old: Config, new: Config, sections: Iterable[str] | None = None)
     before, after = flatten(old.model_dump()), flatten(new.model_dump())
     kept = tuple(sections) if sections is not None else None
     return {
-        key: (before.get(key), value)
-        for key, value in after.items()
-        if before.get(key) != value and not _under(key, FREE_KEYS) and (kept is None or _under(key, kept))
+        key: (before.get(key), after.get(key))
+        for key in before | after  # options by name may be in one of them alone
+        if before.get(key) != after.get(key) and not _under(key, FREE_KEYS) and (kept is None or _under(key, kept))
     }
 
 
@@ -156,15 +159,18 @@ def _describe_section(name: str, section: Section) -> list[tuple[str, str, str]]
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
         if isinstance(value, Section):
-            rows += [(f"{name}.{key}.{k}", _unset(k) if v is None else str(v), f"as train.{k}") for k, v in value]
+            unset = "recipe" if name == "method" else "inherited"
+            rows += [
+                (f"{name}.{key}.{k}", _unset(k, unset) if v is None else str(v), f"as train.{k}") for k, v in value
+            ]
         else:
             rows.append((f"{name}.{key}", str(value), field.description or ""))
     return rows
 
 
-def _unset(key: str) -> str:
+def _unset(key: str, otherwise: str) -> str:
     """What an unset key of a stage's training means."""
-    return "None" if key == "stop_after" else "inherited"
+    return "None" if key == "stop_after" else otherwise
 
 
 def _value_of(key: str, value: Any) -> Any:

@@ -5,7 +5,7 @@ of the position in the stage and batches come from a pure plan, so a run that wa
 through the same states. A position counts mini-batches of all ranks over all epochs; a step is one mini-batch of every
 rank, and an optimiser step takes `accumulate` of them. At each optimiser step the ranks agree on whether one of them
 met a bad batch, was asked to end, or finds a checkpoint due by the clock. Left out: where a stage goes on
-(`starting.py`), what a checkpoint is (`checkpoint.py`).
+(`starting.py`), what a checkpoint is (`checkpoint.py`), the optimiser and its rate (`optimizing.py`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from gimp_ray.engine.background import Background
 from gimp_ray.engine.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint, snapshot
 from gimp_ray.engine.compiling import compile_model
 from gimp_ray.engine.log import Meter, MetricsLog
+from gimp_ray.engine.optimizing import learning_rate, make_optimizer
 from gimp_ray.engine.progress import Pace
-from gimp_ray.engine.protocol import Record, Settings, Tensors, TrainTask, World
+from gimp_ray.engine.protocol import Record, Tensors, TrainTask, World
 from gimp_ray.engine.starting import agreed_start
 from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import GimpError
@@ -70,14 +71,14 @@ class _Stage:
         self.task, self.world, self.run, self.saving = task, world, run, saving
         self.settings, self.plan = task.settings, task.plan
         self.model = task.build(world.device)
-        self.optimizer = _adamw(self.model, self.settings)
+        self.optimizer = make_optimizer(self.model, self.settings)
         start = agreed_start(task, run, world)
         state = start.state
         if start.path is not None:
             load_checkpoint(start.path, self.model, self.optimizer)
         if self.settings.compile:
             compile_model(self.model)
-        self.wrapped = _distribute(self.model, world)
+        self.wrapped = _distribute(self.model, world, task.in_turn)
         # mini-batches and optimiser steps that are done, and where this attempt is to end
         self.position, self.step = start.position, start.step
         self.limit = min(self.settings.stop_after or self.settings.epochs, self.settings.epochs)
@@ -182,16 +183,6 @@ def _steps(stage: _Stage, feed: Iterator[tuple[Row, Tensors]], report: Report | 
             since = time.perf_counter()
         if stage.position >= stage.limit or (stage.stop and row.closes):
             return
-
-
-def learning_rate(settings: Settings, begin: float, end: float) -> float:
-    """Linear warm-up, then cosine to zero, for an optimiser step that takes the stage from one share of its cases to
-    another: whatever the number of workers, a case is learnt from at the same rate.
-    """
-    if begin < settings.warmup:
-        return settings.lr * min(1.0, end / settings.warmup)
-    done = (begin - settings.warmup) / (1.0 - settings.warmup)
-    return settings.lr * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def gather_records(records: list[Record], world: World) -> list[Record]:
@@ -465,24 +456,14 @@ def _finish(stage: _Stage) -> None:
         dist.barrier()
 
 
-def _adamw(model: nn.Module, settings: Settings) -> torch.optim.AdamW:
-    """AdamW over what is trained; decay on matrices alone, not on biases, norms and tokens."""
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (matrices if sum(size > 1 for size in parameter.shape) >= 2 else others).append(parameter)
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
-
-
-def _distribute(model: nn.Module, world: World) -> nn.Module:
+def _distribute(model: nn.Module, world: World, in_turn: bool) -> nn.Module:
     if world.size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
     # no layer here has batch statistics, so buffers are the same on every rank and stay so
     known = inspect.signature(DistributedDataParallel.__init__).parameters
-    options: dict[str, Any] = {"device_ids": devices}
+    # of parameters that a step leaves out the gradient stays unset, so that the optimiser leaves them alone
+    options: dict[str, Any] = {"device_ids": devices, "find_unused_parameters": in_turn}
     options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = (
         False  # its name before 2.13
     )

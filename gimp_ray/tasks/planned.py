@@ -40,6 +40,8 @@ class PlannedTask:
     name: str
     # modalities the store must hold: `patches`, `genes`
     needs: tuple[str, ...] = ()
+    # whether parts of the model are trained one after another, so that a step leaves some without a gradient
+    in_turn: bool = False
     cache: BagCache | None = None
 
     def __init__(self, config: dict[str, Any], run: str) -> None:

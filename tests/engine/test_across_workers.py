@@ -76,8 +76,8 @@ def _train_counting(rank: int, size: int, config: dict[str, Any]) -> int:
     synced = []
     as_it_is = loop._distribute
 
-    def distribute(model: nn.Module, world: World) -> nn.Module:
-        wrapped = as_it_is(model, world)
+    def distribute(model: nn.Module, world: World, in_turn: bool) -> nn.Module:
+        wrapped = as_it_is(model, world, in_turn)
         assert isinstance(wrapped, DistributedDataParallel)
 
         def hook(state, bucket):  # torch reads the annotations, and takes none or its own

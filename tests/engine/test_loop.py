@@ -1,30 +1,13 @@
-"""Pieces of the loop: the learning rate, running means, decay groups, batches on a device."""
+"""Pieces of the loop: running means, the log, and what a mini-batch draws."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-from types import SimpleNamespace
-
-import pytest
 import torch
-from torch import nn
 
 from gimp_ray.engine.log import Meter, MetricsLog
-from gimp_ray.engine.loop import _adamw, learning_rate, seed_mini_batch
+from gimp_ray.engine.loop import seed_mini_batch
 from gimp_ray.engine.protocol import World
 from gimp_ray.run_folder import read_lines
-
-
-def settings(**values):
-    return SimpleNamespace(**({"lr": 1.0, "warmup": 0.1, "weight_decay": 0.3} | values))
-
-
-def test_the_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
-    rates = [learning_rate(settings(), step / 100, (step + 1) / 100) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
-    assert rates[10] == 1.0 and rates[55] == pytest.approx(0.5) and 0 < rates[-1] < 1e-3
-    assert all(a > b for a, b in pairwise(rates[10:]))
-    assert learning_rate(settings(warmup=0), 0.0, 0.1) == 1.0
 
 
 def test_means_are_over_what_was_added_and_survive_a_checkpoint() -> None:
@@ -66,17 +49,6 @@ def test_ranks_other_than_the_first_write_nothing(tmp_path) -> None:
     log.write("step", 0, 1, {"loss": 1.0})
     log.close()
     assert list(tmp_path.iterdir()) == []
-
-
-def test_decay_is_on_matrices_alone_and_frozen_weights_are_left_out() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    model.token = nn.Parameter(torch.zeros(1, 1, 4))
-    model[2].requires_grad_(False)
-    groups = _adamw(model, settings()).param_groups
-    assert [(group["weight_decay"], sorted(tuple(p.shape) for p in group["params"])) for group in groups] == [
-        (0.3, [(4, 3)]),
-        (0.0, [(1, 1, 4), (4,), (4,), (4,)]),
-    ]
 
 
 def test_mini_batches_draw_differently_and_repeatably() -> None:

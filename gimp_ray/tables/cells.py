@@ -1,0 +1,365 @@
+"""Which runs a table needs: a run folder for every row, fold and seed, and what several of them share.
+
+    OUT/runs/<row>/fold-<k>/seed-<s>                an ordinary run
+    OUT/shared/genes/<key>/fold-<k>/seed-<s>        a run with stage `genes` alone, for every cell with these settings
+
+The gene encoder of a cell depends on its fold, its seed and few settings, so it is trained once for all the rows that
+agree in them; the key is a hash of these settings. It is fitted on the same training part as the rows that use it.
+A row with `after` is fine-tuned from the pre-trained model of another row's run of the same fold and seed. Left out:
+running (`grid.py`), and figures (`reading.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gimp_ray.cohort import CohortStore
+from gimp_ray.config import Config
+from gimp_ray.config_files import (
+    FREE_KEYS,
+    build_config,
+    differences,
+    flatten,
+    load_config,
+    read_yaml,
+    with_absolute_paths,
+)
+from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.run_folder import RunFolder, read_json
+from gimp_ray.tables.spec import RowSpec, TableSpec, slug_of
+
+# what a stage `pretrain` depends on, and so what rows must share that stand on one pre-trained model
+PRETRAINING = ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model", "objective"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command on one run folder.
+
+    Attributes:
+        name: for people.
+        does: `genes` for stage genes alone, `run` for a whole run.
+        config: its config; `config.run` is its folder.
+        needs: folders of steps that must be done before.
+    """
+
+    name: str
+    does: Literal["genes", "run"]
+    config: Config
+    needs: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        assert self.config.run is not None
+        return self.config.run
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The run of a row, fold and seed."""
+
+    row: RowSpec
+    fold: int
+    seed: int
+    step: Step
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All runs of a table.
+
+    Attributes:
+        cells: rows in order, then folds, then seeds.
+        shared: what cells need that is no cell, by its folder.
+    """
+
+    cells: list[Cell]
+    shared: dict[str, Step]
+
+
+def plan_grid(table: TableSpec, store: CohortStore, out: str) -> Grid:
+    """The runs of a table; every config is checked before anything runs.
+
+    Args:
+        table: whose `base` names the store.
+        store: the store, open.
+        out: folder of the table, absolute or a URI.
+
+    Raises:
+        ConfigError: a config key is unknown or impossible, with the row; or rows do not fit together.
+        InputError: the store has no such folds.
+    """
+    configs = {row.name: _row_config(table, row) for row in table.rows}
+    _same_question(table, configs)
+    for row in table.rows:
+        if row.after is not None:
+            _check_after(row, configs[row.name], configs[row.after])
+    cells: list[Cell] = []
+    shared: dict[str, Step] = {}
+    for number, row in enumerate(table.rows):
+        config = _with_references(table, configs[row.name], first=number == 0)
+        for fold in _folds(table, config, store):
+            cells += [_cell(row, config, fold, seed, out, store, shared) for seed in range(table.seeds)]
+    return Grid(cells, shared)
+
+
+def rows_left_out(table: TableSpec) -> dict[str, str]:
+    """Rows that need a config key which is not set, with the reason.
+
+    Raises:
+        ConfigError: a row's config cannot be used, or it needs a key that does not exist.
+    """
+    left: dict[str, str] = {}
+    for row in table.rows:
+        values = flatten(_row_config(table, row).model_dump())
+        for key in row.needs:
+            if key not in values:
+                raise ConfigError(f"row '{row.name}' needs '{key}', which is no config key", found=key)
+            if values[key] is None:
+                left[row.name] = f"{key} is not set"
+    return left
+
+
+def missing(steps: Iterable[Step]) -> dict[str, str]:
+    """Folders of steps that are not done, with the reason."""
+    found = {step.place: why_missing(step) for step in steps}
+    return {place: why for place, why in found.items() if why is not None}
+
+
+def needed(grid: Grid, places: Iterable[str]) -> list[Step]:
+    """The steps of these folders and those they need that are not done, what is needed first."""
+    steps = grid.shared | {cell.step.place: cell.step for cell in grid.cells}
+    ordered: dict[str, Step] = {}
+
+    def add(place: str) -> None:
+        for before in steps[place].needs:
+            if before not in ordered and why_missing(steps[before]) is not None:
+                add(before)
+        ordered[place] = steps[place]
+
+    for place in places:
+        if place not in ordered:
+            add(place)
+    return list(ordered.values())
+
+
+def why_missing(step: Step) -> str | None:
+    """Why a step is not done, None where it is."""
+    run = RunFolder(step.place)
+    run.pull()
+    if not run.config_file.exists():
+        return "not begun"
+    stage = "genes" if step.does == "genes" else "finetune"
+    if not run.stage_done(stage):
+        attempts = run.record().get("attempts") or [{}]
+        return f"stage {stage} is not finished, last attempt: {attempts[-1].get('status', 'unknown')}"
+    if step.does == "genes":
+        return None
+    if not (run.evaluation / "predictions.parquet").exists() or not (run.evaluation / "metrics.json").exists():
+        return "not evaluated"
+    if step.config.evaluate.reference_rows:
+        metrics = read_json(run.evaluation / "metrics.json")
+        # a note says that a reference row could not be fitted
+        if len(metrics["rows"]) < 2 and not metrics.get("notes"):
+            return "evaluated without the reference rows"
+    return None
+
+
+def check_same(cells: Iterable[Cell], store: CohortStore) -> None:
+    """Refuse runs that are there and were made with other settings or of another store.
+
+    Raises:
+        ConfigError: names the run, the key and both values.
+        InputError: the store's content is another.
+    """
+    for cell in cells:
+        run = RunFolder(cell.step.place)
+        if not run.config_file.exists():
+            continue
+        old = build_config(read_yaml(run.config_file), run.config_file)
+        changed = {
+            key: values
+            for key, values in differences(old, cell.step.config).items()
+            if _portable(values[0]) != _portable(values[1])
+        }
+        if changed:
+            key, (before, now) = next(iter(changed.items()))
+            more = f" (and {len(changed) - 1} more: {', '.join(list(changed)[1:])})" if len(changed) > 1 else ""
+            raise ConfigError(
+                f"the run of row '{cell.row.name}', fold {cell.fold}, seed {cell.seed} was made with another "
+                f"'{key}'{more}",
+                file=run.place,
+                expected=str(now),
+                found=str(before),
+                fix="give the settings it was made with, another --out, or remove the run's folder",
+            )
+        fingerprint = run.record().get("store", {}).get("fingerprint")
+        if fingerprint is not None and fingerprint != store.fingerprint:
+            raise InputError(
+                f"the run of row '{cell.row.name}', fold {cell.fold}, seed {cell.seed} is of another store",
+                file=run.place,
+                expected=f"fingerprint {store.fingerprint} ({store.path})",
+                found=f"fingerprint {fingerprint}",
+                fix="give the store it was made with, or another --out",
+            )
+
+
+def seconds_of(cell: Cell) -> float:
+    """What a cell took in all, with what it shares with others, by the records of the runs; 0 before it ran."""
+    own = _seconds(cell.step.place, None)
+    for place in cell.step.needs:
+        own += _seconds(place, ("genes", "pretrain"))
+        if cell.row.after is not None:
+            config = RunFolder(place).config_file
+            encoder = read_yaml(config).get("genes", {}).get("checkpoint") if config.exists() else None
+            own += _seconds(encoder.rpartition("/")[0], ("genes",)) if encoder else 0.0
+    return own
+
+
+def _seconds(place: str, stages: tuple[str, ...] | None) -> float:
+    recorded: dict[str, Any] = RunFolder(place).record().get("stages") or {}
+    return sum(float(entry.get("seconds", 0)) for name, entry in recorded.items() if stages is None or name in stages)
+
+
+def _cell(
+    row: RowSpec, config: Config, fold: int, seed: int, out: str, store: CohortStore, shared: dict[str, Step]
+) -> Cell:
+    which = f"fold-{fold}/seed-{seed}"
+    name = f"{row.name}, fold {fold}, seed {seed}"
+    here = load_config(
+        None, {"run": f"{out}/runs/{row.slug}/{which}", "split.fold": fold, "seed": seed}, base=config.model_dump()
+    )
+    needs: tuple[str, ...] = ()
+    if row.after is not None:
+        other = f"{out}/runs/{slug_of(row.after)}/{which}"
+        here, needs = _changed(here, {"finetune.init": f"{other}/pretrain.safetensors"}), (other,)
+    elif trains_genes(here, store):
+        key = _genes_key(here)
+        place = f"{out}/shared/genes/{key}/{which}"
+        genes = Step(f"gene encoder {key}, fold {fold}, seed {seed}", "genes", _changed(here, {"run": place}))
+        shared.setdefault(place, genes)
+        here, needs = _changed(here, {"genes.checkpoint": f"{place}/genes.safetensors"}), (place,)
+    return Cell(row, fold, seed, Step(name, "run", here, needs))
+
+
+def trains_genes(config: Config, store: CohortStore) -> bool:
+    """Whether a whole run with this config begins with stage `genes`."""
+    if config.genes.encoder == "none" or config.genes.checkpoint is not None or not store.num_genes:
+        return False
+    if config.method.name != "gimp" or config.finetune.init not in ("pretrain", "scratch"):
+        return False
+    # the other objectives train the gene side together with the images
+    return config.finetune.init == "scratch" or config.objective.name == "gimp"
+
+
+def _genes_key(config: Config) -> str:
+    """A hash of all that stage `genes` depends on but fold and seed, which are in the folder's name."""
+    trained = config.stage_train("genes").model_dump()
+    free = {key.partition(".")[2] for key in FREE_KEYS if key.startswith("train.")} | {"log"}
+    depends = {
+        "scheme": config.split.scheme,
+        "transductive": config.split.transductive,
+        "genes": {key: value for key, value in config.genes.model_dump().items() if key not in ("train", "checkpoint")},
+        "dim": config.model.dim,
+        "train": {key: value for key, value in trained.items() if key not in free},
+    }
+    return hashlib.sha256(json.dumps(flatten(depends), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _row_config(table: TableSpec, row: RowSpec) -> Config:
+    """The config of a row: the table's base with the row's own keys over it."""
+    for key in flatten(row.config):
+        if key in ("run", "store", "seed", "split.fold"):
+            raise ConfigError(
+                f"row '{row.name}' sets '{key}', which the table sets", found=key, fix="remove it from the row"
+            )
+    try:
+        return with_absolute_paths(load_config(None, flatten(table.base) | flatten(row.config)))
+    except ConfigError as error:
+        raise ConfigError(
+            f"row '{row.name}': {error.what}",
+            file=error.file,
+            expected=error.expected,
+            found=error.found,
+            fix=error.fix,
+        ) from None
+
+
+def _changed(config: Config, changes: dict[str, Any]) -> Config:
+    return load_config(None, changes, base=config.model_dump())
+
+
+def _with_references(table: TableSpec, config: Config, first: bool) -> Config:
+    """The reference rows depend on fold and seed alone: unless the table says more, the first row's runs fit them."""
+    if first or "evaluate.reference_rows" in flatten(table.base):
+        return _changed(config, {"evaluate.reference_rows": True}) if first else config
+    return _changed(config, {"evaluate.reference_rows": False})
+
+
+def _folds(table: TableSpec, config: Config, store: CohortStore) -> list[int]:
+    schemes = store.split_schemes
+    there = schemes.get(config.split.scheme, ())
+    if not there:
+        raise InputError(
+            "the store has no such split scheme",
+            file=store.path,
+            expected=", ".join(schemes) or "a store with splits",
+            found=config.split.scheme,
+            fix="set split.scheme, or add splits to the store",
+        )
+    wanted = sorted(there) if table.folds is None else list(range(table.folds))
+    lacking = [fold for fold in wanted if fold not in there]
+    if lacking:
+        raise InputError(
+            "the split scheme has fewer folds than asked for",
+            file=store.path,
+            expected=f"--folds {len(there)} or fewer for scheme {config.split.scheme}",
+            found=f"--folds {table.folds}",
+            fix="ask for fewer folds, or set split.scheme",
+        )
+    return wanted
+
+
+def _same_question(table: TableSpec, configs: dict[str, Config]) -> None:
+    """All rows answer one question on the same cases, or they cannot be compared."""
+    first = configs[table.rows[0].name]
+    for name, config in configs.items():
+        changed = differences(first, config, ["target", "split.scheme"])
+        if config.evaluate.part != first.evaluate.part:
+            changed["evaluate.part"] = (first.evaluate.part, config.evaluate.part)
+        if changed:
+            key, (one, other) = next(iter(changed.items()))
+            raise ConfigError(
+                f"the rows of a table must have the same '{key}'",
+                expected=f"{one}, as row '{table.rows[0].name}'",
+                found=f"{other} in row '{name}'",
+                fix="make a table for each",
+            )
+
+
+def _check_after(row: RowSpec, config: Config, other: Config) -> None:
+    if config.finetune.init != "pretrain" or other.finetune.init != "pretrain":
+        raise ConfigError(
+            f"row '{row.name}' comes after '{row.after}', which only works between rows with pre-training",
+            expected="finetune.init: pretrain in both",
+            found=f"{config.finetune.init} and {other.finetune.init}",
+            fix="remove `after`",
+        )
+    changed = differences(other, config, PRETRAINING)
+    if changed:
+        key, (before, now) = next(iter(changed.items()))
+        raise ConfigError(
+            f"row '{row.name}' comes after '{row.after}' and differs from it before that, in '{key}'",
+            expected=str(before),
+            found=str(now),
+            fix="remove `after`, or the difference",
+        )
+
+
+def _portable(value: Any) -> Any:
+    """A file of the table as every copy of the table names it."""
+    return value.rsplit("/", maxsplit=5)[1:] if isinstance(value, str) and value.endswith(".safetensors") else value

@@ -1,10 +1,9 @@
-"""Patient-level bootstrap intervals: how far a metric would move with other patients.
+"""Patient-level bootstrap intervals of a classifier: how far a metric would move with other patients.
 
-Patients are drawn with replacement, with all rows of a patient; a resample is a vector of weights, so that all metrics
-of all resamples are a few matrix products (1,000 resamples of 200 cases: hundredths of a second). A resample without a
-class does not count for a metric that needs the class. The interval is the 2.5 % to 97.5 % percentile. It covers the
-choice of patients only: not the seed, not the split. Shapes: R resamples, N rows, C classes. Left out: bias-corrected
-(BCa) intervals, tests of significance.
+All metrics of all resamples are a few matrix products (1,000 resamples of 200 cases: hundredths of a second). A
+resample without a class does not count for a metric that needs the class. The interval covers the choice of patients
+only: not the seed, not the split. Shapes: R resamples, N rows, C classes. Left out: how patients are drawn
+(`resampling.py`), bias-corrected (BCa) intervals, tests of significance.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gimp_ray.errors import InputError
 from gimp_ray.evaluation.metrics import absent_reason, check_predictions
+from gimp_ray.evaluation.resampling import Floats, Interval, binary_auroc, draw_patients, interval, once
 
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-Floats = NDArray[np.float64]
-Interval = dict[str, Any]
 
 
 def bootstrap_intervals(
@@ -49,10 +46,10 @@ def bootstrap_intervals(
         InputError: shapes do not fit, or a value is not usable.
     """
     labels_N, p_NC = check_predictions(labels, probabilities, classes)
-    weights_RN = _draw(case_ids, len(labels_N), resamples, seed)
-    value = _metrics(np.ones((1, len(labels_N))), labels_N, p_NC, classes)
+    weights_RN = draw_patients(case_ids, len(labels_N), resamples, seed)
+    value = _metrics(once(len(labels_N)), labels_N, p_NC, classes)
     drawn = _metrics(weights_RN, labels_N, p_NC, classes)
-    intervals = {name: _interval(value[name][0], drawn[name]) for name in value}
+    intervals = {name: interval(value[name][0], drawn[name]) for name in value}
     reason = absent_reason(np.bincount(labels_N, minlength=len(classes)), classes)
     if reason is not None:
         intervals["auroc"]["reason"] = reason
@@ -84,24 +81,12 @@ def paired_difference(
     """
     labels_N, first_NC = check_predictions(labels, first, classes)
     _, second_NC = check_predictions(labels, second, classes)
-    weights_RN = _draw(case_ids, len(labels_N), resamples, seed)
-    once_1N = np.ones((1, len(labels_N)))
+    weights_RN = draw_patients(case_ids, len(labels_N), resamples, seed)
+    once_1N = once(len(labels_N))
     value_a, value_b = (_metrics(once_1N, labels_N, p, classes) for p in (first_NC, second_NC))
     drawn_a, drawn_b = (_metrics(weights_RN, labels_N, p, classes) for p in (first_NC, second_NC))
-    intervals = {
-        name: _interval(value_a[name][0] - value_b[name][0], drawn_a[name] - drawn_b[name]) for name in value_a
-    }
+    intervals = {name: interval(value_a[name][0] - value_b[name][0], drawn_a[name] - drawn_b[name]) for name in value_a}
     return _nested(intervals, classes)
-
-
-def _draw(case_ids: Sequence[str], rows: int, resamples: int, seed: int) -> Floats:
-    """(R, N) how often every row counts; rows of one patient share their weight."""
-    if len(case_ids) != rows:
-        raise InputError("case ids do not fit the labels", expected=f"{rows} ids", found=f"{len(case_ids)}")
-    patients, patient_N = np.unique(np.asarray(case_ids), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), size=resamples)
-    return drawn[:, patient_N].astype(np.float64)
 
 
 def _metrics(
@@ -128,29 +113,9 @@ def _metrics(
 
 def _auroc(weights_RN: Floats, labels_N: NDArray[np.int64], p_NC: Floats) -> Floats:
     if p_NC.shape[1] == 2:
-        return _binary_auroc(weights_RN, labels_N == 1, p_NC[:, 1])
+        return binary_auroc(weights_RN, labels_N == 1, p_NC[:, 1])
     # NaN of one class makes the mean NaN: with a class absent, the average would not be the same quantity
-    return np.mean([_binary_auroc(weights_RN, labels_N == c, p_NC[:, c]) for c in range(p_NC.shape[1])], axis=0)
-
-
-def _binary_auroc(weights_RN: Floats, positive_N: NDArray[np.bool_], score_N: Floats) -> Floats:
-    """Probability that a positive scores above a negative, ties a half, under every weighting."""
-    order = np.argsort(score_N, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(score_N[order]) > 0])  # runs of equal scores
-    sorted_RN, positive_N = weights_RN[:, order], positive_N[order]
-    positive_RU = np.add.reduceat(sorted_RN * positive_N, starts, axis=1)
-    negative_RU = np.add.reduceat(sorted_RN * ~positive_N, starts, axis=1)
-    below_RU = np.cumsum(negative_RU, axis=1) - negative_RU
-    won_R = (positive_RU * (below_RU + 0.5 * negative_RU)).sum(axis=1)
-    return won_R / (positive_RU.sum(axis=1) * negative_RU.sum(axis=1))
-
-
-def _interval(value: float, drawn_R: Floats) -> Interval:
-    kept = drawn_R[np.isfinite(drawn_R)]
-    if not np.isfinite(value) or kept.size == 0:
-        return {"value": None, "low": None, "high": None}
-    low, high = np.percentile(kept, [2.5, 97.5])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return np.mean([binary_auroc(weights_RN, labels_N == c, p_NC[:, c]) for c in range(p_NC.shape[1])], axis=0)
 
 
 def _nested(intervals: dict[str, Interval], classes: Sequence[str]) -> dict[str, Any]:

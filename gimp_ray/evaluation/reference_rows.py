@@ -3,14 +3,14 @@
 RNA alone separates LUAD from LUSC almost perfectly (Huang, Chen & Wang 2017: AUC 0.993), so a multimodal number without
 these rows cannot be read. Both are fitted on training cases alone; validation cases choose the strength of the
 regularisation, by log loss, and nothing else. Shapes: N cases, F features, C classes. Left out: reading the store,
-pooling (who calls hands in one vector a case).
+pooling (who calls hands in one vector a case), the rows of labels (`label_rows.py`) and survival (`cox_ridge.py`).
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,10 +40,12 @@ class ReferenceRow:
     case_ids: list[str]
     parts: list[str]
     """part of every case: val or test"""
-    probabilities: NDArray[np.float64]
-    """(N, C), rows as `case_ids`, columns as the classes given"""
+    predictions: NDArray[np.float64]
+    """(N, C), rows as `case_ids`: probabilities, columns as the classes given; or (N, 1) risks"""
     chosen: dict[str, float]
     """the regularisation that validation chose"""
+    notes: list[str] = field(default_factory=list)
+    """what could not be fitted, and why"""
 
 
 def genes_alone(
@@ -70,10 +72,9 @@ def genes_alone(
     Raises:
         InputError: an unknown case or class, a value that is not finite or below zero, a training part of one class.
     """
-    split = _Split(case_ids, labels, parts, classes)
-    values = {part: _logged(split.rows(expression, part), linear) for part in split.parts}
-    # a stable sort makes ties the same on every machine
-    kept = np.sort(np.argsort(-values["train"].var(axis=0), kind="stable")[:top_genes])
+    split = _ClassSplit(case_ids, labels, parts, classes)
+    values = {part: logged(split.rows(expression, part), linear) for part in split.parts}
+    kept = most_varying(values["train"], top_genes)
     values = {part: x[:, kept] for part, x in values.items()}
     models = {C: LogisticRegression(C=C, max_iter=2000) for C in LOGISTIC_GRID}
     return _choose(GENES_ALONE, "C", models, values, split)
@@ -101,7 +102,7 @@ def mean_pool_mlp(
     Raises:
         InputError: as `genes_alone`.
     """
-    split = _Split(case_ids, labels, parts, classes)
+    split = _ClassSplit(case_ids, labels, parts, classes)
     values = {part: split.rows(pooled, part) for part in split.parts}
     models = {
         alpha: MLPClassifier((MLP_HIDDEN,), alpha=alpha, max_iter=200, learning_rate_init=1e-3, random_state=seed)
@@ -110,21 +111,23 @@ def mean_pool_mlp(
     return _choose(MEAN_POOL_MLP, "alpha", models, values, split)
 
 
-class _Split:
-    """Which rows are whose part, checked."""
+class Split:
+    """Which rows are whose part, checked.
 
-    def __init__(
-        self, case_ids: Sequence[str], labels: Sequence[str], parts: Mapping[str, Sequence[str]], classes: Sequence[str]
-    ) -> None:
+    Args:
+        case_ids: N cases, one a row of what is handed to `rows` and `pick`.
+        parts: case ids of `train`, `val` and `test`; `val` may be empty.
+
+    Raises:
+        InputError: a case stands in two rows or two parts, or has no row.
+    """
+
+    def __init__(self, case_ids: Sequence[str], parts: Mapping[str, Sequence[str]]) -> None:
         self._row = {case_id: row for row, case_id in enumerate(case_ids)}
-        self.classes = classes
-        self.codes_N = encode_labels(labels, classes)
         self.parts = {part: list(parts.get(part, ())) for part in ("train", "val", "test")}
         self._n_cases = len(case_ids)
-        if len(self._row) != len(case_ids) or len(labels) != len(case_ids):
-            raise InputError(
-                "case ids are not one a row", found=f"{len(case_ids)} rows, {len(self._row)} ids, {len(labels)} labels"
-            )
+        if len(self._row) != len(case_ids):
+            raise InputError("case ids are not one a row", found=f"{len(case_ids)} rows, {len(self._row)} ids")
         listed = [case_id for ids in self.parts.values() for case_id in ids]
         for case_id in listed:
             if case_id not in self._row:
@@ -132,13 +135,13 @@ class _Split:
         if len(set(listed)) != len(listed):
             twice = next(case_id for case_id in listed if listed.count(case_id) > 1)
             raise InputError("a case is in two parts of the split", case=twice, fix="split by patient")
-        if len(set(self.codes("train").tolist())) < 2:
-            raise InputError("the training part has fewer than two classes", found=f"{len(self.parts['train'])} cases")
 
-    def codes(self, part: str) -> NDArray[np.int64]:
-        return self.codes_N[[self._row[case_id] for case_id in self.parts[part]]]
+    def pick(self, values: ArrayLike, part: str) -> NDArray[Any]:
+        """Values of a part's cases, from one value a row."""
+        return np.asarray(values)[[self._row[case_id] for case_id in self.parts[part]]]
 
     def rows(self, values: ArrayLike, part: str) -> NDArray[np.float64]:
+        """(n, F) features of a part's cases, found finite."""
         x_NF = np.asarray(values)
         if x_NF.ndim != 2 or len(x_NF) != self._n_cases:
             raise InputError(
@@ -152,7 +155,36 @@ class _Split:
         return x
 
 
-def _logged(x: NDArray[np.float64], linear: bool) -> NDArray[np.float64]:
+class _ClassSplit(Split):
+    """The same with the class of every case."""
+
+    def __init__(
+        self, case_ids: Sequence[str], labels: Sequence[str], parts: Mapping[str, Sequence[str]], classes: Sequence[str]
+    ) -> None:
+        super().__init__(case_ids, parts)
+        if len(labels) != len(case_ids):
+            raise InputError("labels are not one a row", found=f"{len(case_ids)} rows, {len(labels)} labels")
+        self.classes = classes
+        self._codes_N = encode_labels(labels, classes)
+        if len(set(self.codes("train").tolist())) < 2:
+            raise InputError("the training part has fewer than two classes", found=f"{len(self.parts['train'])} cases")
+
+    def codes(self, part: str) -> NDArray[np.int64]:
+        return self.pick(self._codes_N, part)
+
+
+def most_varying(x: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Columns that vary most over the (training) rows, in their own order."""
+    # a stable sort makes ties the same on every machine
+    return np.sort(np.argsort(-x.var(axis=0), kind="stable")[:count])
+
+
+def logged(x: NDArray[np.float64], linear: bool) -> NDArray[np.float64]:
+    """log2(x + 1) of linear values, others as they are.
+
+    Raises:
+        InputError: a linear value is below zero.
+    """
     if not linear:
         return x
     if x.size and x.min() < 0:
@@ -163,7 +195,7 @@ def _logged(x: NDArray[np.float64], linear: bool) -> NDArray[np.float64]:
 
 
 def _choose(
-    method: str, knob: str, models: Mapping[float, Any], values: dict[str, NDArray[np.float64]], split: _Split
+    method: str, knob: str, models: Mapping[float, Any], values: dict[str, NDArray[np.float64]], split: _ClassSplit
 ) -> ReferenceRow:
     """Fit every model of the grid on training cases, keep the one with the lowest log loss on validation cases."""
     scaler = StandardScaler().fit(values["train"])
@@ -174,15 +206,22 @@ def _choose(
     best = list(models)[len(models) // 2]
     if split.parts["val"]:
         best = min(models, key=lambda strength: _loss(fitted[strength](scaled["val"]), split.codes("val")))
-    held_out = [(case_id, part) for part in ("val", "test") for case_id in split.parts[part]]
-    probabilities = [fitted[best](scaled[part]) for part in ("val", "test") if split.parts[part]]
     empty = np.empty((0, len(split.classes)))
+    predictions = {part: fitted[best](scaled[part]) if split.parts[part] else empty for part in ("val", "test")}
+    return held_out(method, {knob: best}, predictions, split)
+
+
+def held_out(
+    method: str, chosen: dict[str, float], predictions: Mapping[str, NDArray[np.float64]], split: Split
+) -> ReferenceRow:
+    """The row of a method from its predictions of validation and test cases."""
+    cases = [(case_id, part) for part in ("val", "test") for case_id in split.parts[part]]
     return ReferenceRow(
         method=method,
-        case_ids=[case_id for case_id, _ in held_out],
-        parts=[part for _, part in held_out],
-        probabilities=np.concatenate([empty, *probabilities]),
-        chosen={knob: best},
+        case_ids=[case_id for case_id, _ in cases],
+        parts=[part for _, part in cases],
+        predictions=np.concatenate([predictions["val"], predictions["test"]]),
+        chosen=chosen,
     )
 
 

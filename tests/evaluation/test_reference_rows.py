@@ -26,14 +26,14 @@ def accuracy(row: ReferenceRow, ids: list[str], labels: list[str], part: str) ->
     wanted = [i for i, p in enumerate(row.parts) if p == part]
     truth = dict(zip(ids, labels, strict=True))
     codes = encode_labels([truth[row.case_ids[i]] for i in wanted], CLASSES)
-    return float(classification_metrics(codes, row.probabilities[wanted], CLASSES)["accuracy"])
+    return float(classification_metrics(codes, row.predictions[wanted], CLASSES)["accuracy"])
 
 
 def test_genes_alone_learns_a_signal_and_only_a_signal() -> None:
     ids, x, labels, parts = cohort(shift=1.5)
     row = genes_alone(ids, x, labels, parts, CLASSES, linear=False)
     assert row.case_ids == parts["val"] + parts["test"] and row.parts == ["val"] * 20 + ["test"] * 30
-    np.testing.assert_allclose(row.probabilities.sum(axis=1), 1)
+    np.testing.assert_allclose(row.predictions.sum(axis=1), 1)
     assert accuracy(row, ids, labels, "test") > 0.85
     ids, x, labels, parts = cohort(shift=0.0)
     assert accuracy(genes_alone(ids, x, labels, parts, CLASSES, linear=False), ids, labels, "test") < 0.75
@@ -44,7 +44,7 @@ def test_mean_pool_mlp_learns_a_signal_and_is_repeatable() -> None:
     row = mean_pool_mlp(ids, x, labels, parts, CLASSES, seed=3)
     assert accuracy(row, ids, labels, "test") > 0.85
     again = mean_pool_mlp(ids, x, labels, parts, CLASSES, seed=3)
-    np.testing.assert_array_equal(row.probabilities, again.probabilities)
+    np.testing.assert_array_equal(row.predictions, again.predictions)
 
 
 @pytest.mark.parametrize("method", ["genes", "mlp"])
@@ -63,7 +63,7 @@ def test_test_cases_change_nothing_but_their_own_prediction(method: str) -> None
     flipped = labels[:90] + [CLASSES[label == "LUAD"] for label in labels[90:]]
     after = fit(spoilt, flipped)
     assert after.chosen == before.chosen
-    np.testing.assert_array_equal(after.probabilities[:21], before.probabilities[:21])
+    np.testing.assert_array_equal(after.predictions[:21], before.predictions[:21])
 
 
 def test_validation_chooses_the_regularisation() -> None:
@@ -80,7 +80,7 @@ def test_linear_expression_is_logged() -> None:
     ids, x, labels, parts = cohort(shift=1.0)
     logged = genes_alone(ids, np.abs(x), labels, parts, CLASSES, linear=False)
     linear = genes_alone(ids, np.exp2(np.abs(x)) - 1, labels, parts, CLASSES, linear=True)
-    np.testing.assert_allclose(linear.probabilities, logged.probabilities, atol=1e-6)
+    np.testing.assert_allclose(linear.predictions, logged.predictions, atol=1e-6)
     with pytest.raises(InputError, match="below zero"):
         genes_alone(ids, x, labels, parts, CLASSES, linear=True)
 
@@ -93,13 +93,13 @@ def test_rows_follow_ids_and_not_positions() -> None:
         [ids[i] for i in shuffled], x[shuffled], [labels[i] for i in shuffled], parts, CLASSES, linear=False
     )
     assert other.case_ids == row.case_ids
-    np.testing.assert_array_equal(other.probabilities, row.probabilities)
+    np.testing.assert_array_equal(other.predictions, row.predictions)
 
 
 def test_a_class_without_training_cases_gets_probability_zero() -> None:
     ids, x, labels, parts = cohort(shift=1.0)
     row = genes_alone(ids, x, labels, parts, ["KIRC", *CLASSES], linear=False)
-    assert row.probabilities.shape == (50, 3) and (row.probabilities[:, 0] == 0).all()
+    assert row.predictions.shape == (50, 3) and (row.predictions[:, 0] == 0).all()
 
 
 def test_without_validation_cases_the_middle_of_the_grid_is_taken() -> None:

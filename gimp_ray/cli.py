@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-from pydantic import ValidationError
 
 from gimp_ray import __version__
 from gimp_ray.cli_ingest import check, ingest
 from gimp_ray.cli_options import ANY_KEYS, options_of, overrides_of, plain_values
 from gimp_ray.cli_status import status
 from gimp_ray.cli_store import info, store_group
+from gimp_ray.cli_sweep import sweep
+from gimp_ray.cli_table import table
 from gimp_ray.config import StageTrainConfig
 from gimp_ray.config_files import describe_keys, load_config, read_yaml
-from gimp_ray.errors import ConfigError, GimpError
+from gimp_ray.errors import GimpError
 
 Command = Callable[..., None]
 KEYS_NOTE = "Any config key can be given by its dotted name, such as --train.lr 3e-4; `gimp keys` lists them all."
@@ -145,45 +146,6 @@ _run_verb(
 
 
 @main.command(context_settings=ANY_KEYS)
-@click.option("--store", help="The cohort store.")
-@click.option("--run", "run_dir", required=True, help="Folder of the search: its trials, trials.json and best.yaml.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML with the config every trial starts from.")
-@click.option(
-    "--space",
-    type=click.Path(path_type=Path),
-    help="YAML: config key -> {uniform: [low, high]} | {loguniform: ...} | {choice: [...]}.",
-)
-@click.option("--trials", type=int, help="How many trials.")
-@click.option("--concurrent", type=int, help="Trials at a time.")
-@click.option("--metric", help="accuracy or auroc of the probe on validation.")
-@click.pass_context
-def sweep(
-    ctx: click.Context, store: str | None, run_dir: str, config: Path | None, space: Path | None, **given: Any
-) -> None:
-    """Search config keys with Ray Tune: by default masking ratio, window length L, margin and learning rate.
-
-    \b
-    Example:
-      gimp sweep --store store --run sweeps/a --trials 8 --train.epochs 20
-    """
-    from gimp_ray.run_folder import RunFolder
-    from gimp_ray.run_mirror import local_file
-    from gimp_ray.sweeps.search import SweepConfig, search
-
-    overrides = overrides_of(ctx.args) | ({"store": store} if store else {}) | {"run": run_dir}
-    settings = {key: value for key, value in given.items() if value is not None}
-    if space is not None:
-        settings["space"] = read_yaml(local_file(space))
-    try:
-        search(load_config(_fetched(config), overrides), SweepConfig(**settings))
-    except ValidationError as error:
-        raise ConfigError("the search is not well described", file=space, found=str(error.errors()[0]["msg"])) from None
-    named = RunFolder(run_dir)
-    trials, best = (named.place_of(named.path / name) for name in ("trials.json", "best.yaml"))
-    click.echo(f"sweep: done, see {trials} and {best}")
-
-
-@main.command(context_settings=ANY_KEYS)
 @click.option("--run", "run_dir", required=True, help="A run folder with a trained model, or its s3:// URI.")
 @click.option("--model", help="A model file or URI; the run's fine-tuned, else pre-trained one by default.")
 @click.option("--store", help="The store to embed; the run's own by default.")
@@ -292,7 +254,9 @@ main.add_command(ingest)
 main.add_command(check)
 main.add_command(info)
 main.add_command(status)
+main.add_command(sweep)
 main.add_command(store_group)
+main.add_command(table)
 
 if __name__ == "__main__":
     main()

@@ -1,57 +1,56 @@
-"""A random search over config keys on Ray Tune; every trial is an ordinary run folder, pre-trained and probed.
+"""A sweep from beginning to end: what is left to do is done on Ray Tune, and what came out is written.
 
-A trial's figure is a logistic regression on CLS_pat, fitted on the training split and scored on validation; the test
-part is never looked at. Left out, for now: early stopping of trials, model-based searchers, resuming a killed search.
+The same command on the same folder goes on: the trials' records say which are over, and the others go on from their own
+run folders. Left out: what a trial does (`trial.py`), who decides on trials (`on_tune.py`).
 """
 
 from __future__ import annotations
 
-import functools
+import time
+import uuid
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from pydantic import Field
+import yaml
 
-from gimp_ray import pipeline
-from gimp_ray.config import Config, Section
-from gimp_ray.config_files import build_config, load_config, merge, to_yaml, with_absolute_paths
-from gimp_ray.engine.launch import ray_storage, start_ray
-from gimp_ray.errors import ConfigError, GimpError
-from gimp_ray.run_folder import RunFolder, write_json, write_text
+from gimp_ray.config import Config
+from gimp_ray.config_files import with_absolute_paths
+from gimp_ray.errors import ConfigError, GimpError, InputError
+from gimp_ray.run_folder import RunFolder, unwritable
+from gimp_ray.sweeps.outputs import write_outputs
+from gimp_ray.sweeps.records import Record, best_of, finished, new_record, read_records, write_file, write_record
+from gimp_ray.sweeps.settings import (
+    PAPER,
+    SweepConfig,
+    check_same,
+    check_sweep,
+    planned,
+    read_sweep,
+    shares_genes,
+    stage_of,
+    to_file,
+)
+from gimp_ray.sweeps.space import Dimension
+from gimp_ray.sweeps.trial import Setting
+from gimp_ray.tasks.planned import open_store
 
-Dimension = dict[Literal["uniform", "loguniform", "choice"], list[Any]]
-
-# the specification's four
-DEFAULT_SPACE: dict[str, Dimension] = {
-    "mask.ratio": {"uniform": [0.25, 0.75]},
-    "window.length": {"choice": [1500, 3000, 6000]},
-    "triplet.margin": {"uniform": [0.2, 1.6]},
-    "train.lr": {"loguniform": [1e-5, 1e-3]},
-}
-
-
-class SweepConfig(Section):
-    """What a search tries, and how much of it."""
-
-    space: dict[str, Dimension] = Field(
-        DEFAULT_SPACE, description="config key -> {uniform: [low, high]} | {loguniform: ...} | {choice: [...]}"
-    )
-    trials: int = Field(8, ge=1)
-    concurrent: int = Field(1, ge=1, description="trials at a time")
-    metric: Literal["accuracy", "auroc"] = Field("auroc", description="of the probe on validation; larger is better")
-    seed: int = Field(0, ge=0)
+__all__ = ["PAPER", "SweepConfig", "read_sweep", "search"]
 
 
 def search(base: Config, sweep: SweepConfig) -> Path:
-    """Run the search in `base.run` and write `trials.json` and `best.yaml` there.
+    """Run a sweep in the folder `base.run`, or what is left of it.
+
+    Args:
+        base: what every trial shares; its store and run must be given.
+        sweep: the settings.
 
     Returns:
         The folder on this machine, a copy where `base.run` is in object storage.
 
     Raises:
-        ConfigError: no run folder or store was given, or a key of the space is unknown.
+        ConfigError: no run folder or store was given, a key of the space is unknown, or the sweep was begun with other
+            settings.
+        InputError: the split has no validation cases to measure on, or another command is at work on the sweep.
         GimpError: no trial came to an end.
     """
     if base.run is None or base.store is None:
@@ -59,113 +58,117 @@ def search(base: Config, sweep: SweepConfig) -> Path:
             "a search needs a store and a folder", expected="--store STORE --run SWEEPDIR", found="one of them missing"
         )
     base = with_absolute_paths(base)
-    run, tree = RunFolder(base.run or ""), base.model_dump()
-    folder = run.path
-    for key in sweep.space:
-        _with(tree, {key: _example(key, sweep.space[key])})
-    start_ray(pipeline.workers_of(base))
-    from ray import tune
-
-    trainable = functools.partial(_trial, tree, f"{run.place}/trials")
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, _resources(base)),
-        param_space={key: _domain(tune, dimension) for key, dimension in sweep.space.items()},
-        tune_config=tune.TuneConfig(
-            metric=sweep.metric,
-            mode="max",
-            num_samples=sweep.trials,
-            max_concurrent_trials=sweep.concurrent,
-            search_alg=tune.search.BasicVariantGenerator(random_state=sweep.seed, max_concurrent=sweep.concurrent),
-        ),
-        run_config=tune.RunConfig(name="tune", verbose=0, **ray_storage(run)),
-    )
-    results = tuner.fit()
-    trials = [
-        {"error": str(result.error) if result.error else None, **_plain(result.metrics or {}), "params": result.config}
-        for result in results
-    ]
-    write_json(folder / "trials.json", trials)
-    run.push()
-    finished = [trial for trial in trials if trial["error"] is None and trial.get(sweep.metric) is not None]
-    if not finished:
+    space = check_sweep(base, sweep)
+    _check_validation(base, sweep)
+    run = RunFolder(base.run or "")
+    with run.one_command(), unwritable(run.place):
+        _begin(run, base, sweep)
+        records = _records(run, sweep, space)
+        if _left(sweep, records):
+            _run_left(run, base, sweep, space, records)
+            records = read_records(run.place)
+        write_outputs(run, base, sweep, space, records)
+    if best_of(records, sweep.metric) is None:
+        reasons = [record["reason"] for record in records if record["reason"]]
         raise GimpError(
             "no trial came to an end",
-            file=run.place_of(folder / "trials.json"),
-            found=str(trials[0]["error"] if trials else "no trials"),
+            file=run.place_of(run.path / "trials.json"),
+            found=str(reasons[0] if reasons else "no trial was begun"),
         )
-    best = max(finished, key=lambda trial: trial[sweep.metric])
-    write_text(folder / "best.yaml", to_yaml(_with(tree, best["params"] | {"run": None})))
-    run.push()
-    return folder
+    return run.path
 
 
-def probe(run: RunFolder) -> dict[str, float]:
-    """Accuracy and AUROC on validation of a logistic regression on CLS_pat of the training split."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import accuracy_score, roc_auc_score
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    run.pull()
-    table = pq.read_table(run.evaluation / "probe.parquet")
-    part = np.array(table["part"].to_pylist())
-    labels = np.array(table["label"].to_pylist())
-    vectors = np.array(table["cls_pat"].to_pylist())
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    model.fit(vectors[part == "train"], labels[part == "train"])
-    truth, scores = labels[part == "val"], model.predict_proba(vectors[part == "val"])
-    figures = {"accuracy": float(accuracy_score(truth, model.classes_[scores.argmax(axis=1)]))}
-    binary = scores.shape[1] == 2
-    figures["auroc"] = float(roc_auc_score(truth, scores[:, 1] if binary else scores, multi_class="ovr"))
-    return figures
+def _begin(run: RunFolder, base: Config, sweep: SweepConfig) -> None:
+    """Write the sweep's settings, or check that these may go on with it."""
+    file = run.path / "sweep.yaml"
+    text = to_file(base, sweep)
+    saved = _saved(run)
+    if saved is not None:
+        check_same(run.place_of(file), saved, base, sweep)
+    write_file(f"{run.place}/sweep.yaml", text.encode())
 
 
-def _trial(tree: dict[str, Any], folder: str, params: dict[str, Any]) -> None:
-    from ray import tune
+def _saved(run: RunFolder) -> dict[str, Any] | None:
+    from gimp_ray.run_mirror import local_file
 
-    trial_id = tune.get_context().get_trial_id()
-    config = _with(tree, params | {"run": f"{folder}/{trial_id}"})
-    run = pipeline.pretrain(config)
-    model, out = run.place_of(run.model_file("pretrain")), run.place_of(run.evaluation / "probe.parquet")
-    pipeline.embed(config, model, out, ["train", "val"])
-    tune.report({**probe(run), "run": run.place})
-
-
-def _with(tree: dict[str, Any], changes: dict[str, Any]) -> Config:
-    """The config of a tree with dotted changes, checked."""
-    copy: dict[str, Any] = {}
-    merge(copy, tree)
-    return load_config(None, changes, base=build_config(copy).model_dump())
+    place = f"{run.place}/sweep.yaml"
+    try:
+        file = local_file(place)
+    except InputError:  # of one in object storage
+        return None
+    if not file.exists():
+        return None
+    tree = yaml.safe_load(file.read_text())
+    return {"base": tree.pop("base"), "sweep": tree}
 
 
-def _example(key: str, dimension: Dimension) -> Any:
-    kinds = {"uniform": 2, "loguniform": 2, "choice": None}
-    (kind, values), *others = dimension.items()
-    wanted = kinds.get(kind)
-    if others or not values or (wanted is not None and len(values) != wanted):
-        raise ConfigError(
-            f"the search space of '{key}' cannot be read",
-            expected="one of uniform: [low, high], loguniform: [low, high], choice: [...]",
-            found=str(dimension),
+def _records(run: RunFolder, sweep: SweepConfig, space: list[Dimension]) -> list[Record]:
+    """All trials' records; those of a search that knows its trials beforehand are made now."""
+    records = read_records(run.place)
+    if sweep.retry_failed:
+        for record in records:
+            if record["status"] == "failed":
+                record |= {"status": "waiting", "reason": None}
+                write_record(run.place, record)
+    if sweep.search == "optuna":
+        return records
+    for number, params in enumerate(planned(sweep, space)):
+        if number >= len(records):
+            record = new_record(run.place, number, params)
+            write_record(run.place, record)
+            records.append(record)
+    return records
+
+
+def _left(sweep: SweepConfig, records: list[Record]) -> int:
+    """How many trials are left to run."""
+    over = sum(finished(record) for record in records)
+    return max(0, sweep.trials - over) if sweep.search == "optuna" else len(records) - over
+
+
+def _run_left(run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dimension], records: list[Record]) -> None:
+    from gimp_ray.sweeps import on_tune
+
+    over, left = sum(finished(record) for record in records), _left(sweep, records)
+    print(f"sweep: {left} trial(s) to run, {over} are over; see {run.place}/records", flush=True)
+    on_tune.connect(base, sweep)
+    genes = None
+    if _has_genes(base) and shares_genes(base, sweep, space):
+        genes = on_tune.train_genes(base, RunFolder(f"{run.place}/genes"))
+    session = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+    setting = Setting(run.place, base.model_dump(), sweep, genes, session)
+    on_tune.run_on_tune(setting, base, space, records, base.stage_train(stage_of(sweep)).epochs)
+    waiting = [record["name"] for record in read_records(run.place) if not finished(record)]
+    if waiting:
+        print(f"note: {len(waiting)} trial(s) are not over; the same command goes on with them", flush=True)
+
+
+def _has_genes(base: Config) -> bool:
+    """Whether trials would train a gene encoder of their own."""
+    needed = base.genes.encoder != "none" and base.genes.checkpoint is None
+    return needed and base.finetune.init in ("pretrain", "scratch") and bool(open_store(base).num_genes)
+
+
+def _check_validation(base: Config, sweep: SweepConfig) -> None:
+    """Refuse a split whose validation part cannot be measured on."""
+    store = open_store(base)
+    split = store.split(base.split.scheme, base.split.fold)
+    where = f"scheme {base.split.scheme}, fold {base.split.fold}"
+    if not split.val:
+        raise InputError(
+            "the split has no validation part to measure trials on",
+            file=store.path,
+            found=where,
+            fix="choose another scheme or fold",
         )
-    return values[0]
-
-
-def _domain(tune: Any, dimension: Dimension) -> Any:
-    ((kind, values),) = dimension.items()
-    # YAML reads 1e-5 as a word
-    return tune.choice(values) if kind == "choice" else getattr(tune, kind)(*(float(value) for value in values))
-
-
-def _resources(base: Config) -> dict[str, float]:
-    """A trial that trains in its own process needs that process's share; else its workers ask for theirs."""
-    if base.train.workers:
-        return {"CPU": 0.1}
-    import ray
-
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= 1 if base.train.use_gpu is None else base.train.use_gpu
-    return {"CPU": base.train.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
-
-
-def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {key: metrics.get(key) for key in ("accuracy", "auroc", "run", "time_total_s", "trial_id")}
+    cases = store.cases.to_pydict()
+    label_of = dict(zip(cases["case_id"], cases["label"], strict=True))
+    missing = sorted(set(store.classes) - {label_of[case] for case in split.val})
+    if sweep.metric == "auroc" and missing:
+        raise InputError(
+            "AUROC is not defined on a validation part that lacks a class",
+            file=store.path,
+            expected="validation cases of every class",
+            found=f"none of {', '.join(missing)} ({where})",
+            fix="choose another split, or --metric accuracy",
+        )

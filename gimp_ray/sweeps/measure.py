@@ -1,0 +1,150 @@
+"""What a trial is worth: figures on the validation part, with intervals over patients.
+
+`probe`: a logistic regression or k nearest neighbours on CLS_pat, fitted on the training split. `finetune`: the
+fine-tuned model's own probabilities. Both from an embedding of the model as it is after some epoch; where the stage is
+not over, the model file is made of its newest checkpoint (`finetune`: of the best epoch so far, as its end would). The
+test part is never embedded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from gimp_ray import pipeline
+from gimp_ray.cohort.splits import patient_of
+from gimp_ray.config import Config
+from gimp_ray.engine.checkpoint import latest_checkpoint
+from gimp_ray.errors import GimpError, InputError
+from gimp_ray.evaluation import bootstrap_intervals, encode_labels
+from gimp_ray.run_folder import RunFolder, whole_file, write_json
+from gimp_ray.weights import load_weights, part, save_weights
+
+Floats = NDArray[np.float64]
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
+NEIGHBOURS = 20
+
+
+def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples: int) -> dict[str, Any]:
+    """Measure a run's stage as it is now.
+
+    Args:
+        config: of the run.
+        run: its folder.
+        stage: `pretrain` or `finetune`; begun, over or not.
+        probe: `logistic` or `knn`, for `pretrain`.
+        resamples: of the bootstrap.
+
+    Returns:
+        {metric: {"value", "low", "high"}} on validation cases.
+
+    Raises:
+        InputError: the training split has one class, and no probe can be fitted.
+    """
+    folder = run.path / "probe"
+    over = run.stage_done(stage)
+    model = run.model_file(stage) if over else _model_now(config, run, stage, folder / "model.safetensors")
+    out = folder / "embeddings.parquet"
+    parts = ["train", "val"] if stage == "pretrain" else ["val"]
+    pipeline.embed(config, run.place_of(model), run.place_of(out), parts)
+    run.pull()
+    table = pq.read_table(out)
+    ids, labels, probabilities, classes = probed(table, probe) if stage == "pretrain" else _predicted(table)
+    with whole_file(folder / "predictions.parquet") as aside:
+        columns: dict[str, Any] = {"case_id": ids, "label": labels}
+        columns |= {f"prob_{name}": probabilities[:, number] for number, name in enumerate(classes)}
+        pq.write_table(pa.table(columns), aside)
+    run.push()
+    intervals = bootstrap_intervals(
+        [patient_of(case) for case in ids],
+        encode_labels(labels, classes),
+        probabilities,
+        classes,
+        resamples,
+        config.seed,
+    )
+    return {name: {key: intervals[name][key] for key in ("value", "low", "high")} for name in METRICS}
+
+
+def probed(table: pa.Table, probe: str) -> tuple[list[str], list[str], Floats, list[str]]:
+    """Fit a probe on the training cases of an embedding and ask it about the validation cases.
+
+    Args:
+        table: case_id, part, label, cls_pat.
+        probe: `logistic` or `knn`.
+
+    Returns:
+        Validation cases, their labels, probabilities (N, C), and the C classes.
+
+    Raises:
+        InputError: there is one class to fit on.
+    """
+    part_of, labels = (np.array(table[name].to_pylist()) for name in ("part", "label"))
+    vectors_ND = np.array(table["cls_pat"].to_pylist(), np.float64)
+    train, val = part_of == "train", part_of == "val"
+    if len(set(labels[train])) < 2:
+        raise InputError(
+            "a probe cannot be fitted to one class",
+            expected="training cases of at least two classes",
+            found=", ".join(sorted(set(labels[train]))) or "no cases",
+            fix="choose another split",
+        )
+    model = _probe(probe, int(train.sum())).fit(vectors_ND[train], labels[train])
+    classes = sorted(set(labels))
+    # a class of validation that training lacks is never predicted
+    probabilities_NC = np.zeros((int(val.sum()), len(classes)))
+    probabilities_NC[:, [classes.index(name) for name in model.classes_]] = model.predict_proba(vectors_ND[val])
+    ids = np.array(table["case_id"].to_pylist())[val].tolist()
+    return ids, labels[val].tolist(), probabilities_NC, [str(name) for name in classes]
+
+
+def _probe(kind: str, cases: int) -> Any:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if kind == "knn":
+        return KNeighborsClassifier(min(NEIGHBOURS, cases), weights="distance", metric="cosine")
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+
+
+def _predicted(table: pa.Table) -> tuple[list[str], list[str], Floats, list[str]]:
+    classes = [name.removeprefix("prob_") for name in table.column_names if name.startswith("prob_")]
+    probabilities_NC = np.stack([table[f"prob_{name}"].to_numpy() for name in classes], axis=1)
+    return table["case_id"].to_pylist(), table["label"].to_pylist(), probabilities_NC, classes
+
+
+def _model_now(config: Config, run: RunFolder, stage: str, file: Path) -> Path:
+    """A model file, card beside it, of a stage that is not over."""
+    run.pull_models()
+    run.pull_stage(stage)
+    found = latest_checkpoint(run.checkpoints(stage))
+    if found is None:
+        raise GimpError(
+            f"stage '{stage}' has no checkpoint to measure",
+            file=run.place_of(run.checkpoints(stage)),
+            fix="give the same command again",
+        )
+    path, state = found
+    without_cache = config.model_copy(update={"feed": config.feed.model_copy(update={"cache": "none"})})
+    task = pipeline.TASKS[stage](without_cache.model_dump(), run.place)
+    model = task.build(torch.device("cpu"))
+    best = state["best_epoch"]
+    if best is None:
+        weights = part(load_file(path / "state.safetensors"), "model")
+    else:
+        weights = load_weights(run.stage(stage) / f"best-epoch-{best:04d}.safetensors")
+    model.load_state_dict(weights)
+    tensors, card = task.export(model)
+    write_json(file.with_suffix(".json"), card | {"stage": stage, "epochs": state["epoch"], "best_epoch": best})
+    save_weights(file, tensors)
+    run.push()
+    return file

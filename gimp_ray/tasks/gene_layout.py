@@ -8,8 +8,9 @@ which would need a projection each.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,40 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.cohort.readers.gene_sets import match_gene_sets, read_gene_sets
 from gimp_ray.errors import InputError
 from gimp_ray.models import GeneInput
+
+
+@dataclass(frozen=True)
+class SetPlaces:
+    """Where gene sets stand among the values of an `arranged` input, without the genes themselves.
+
+    Attributes:
+        names: (R,) sets.
+        sizes: (R,) genes of each; they come first among its slots.
+        width: slots of a set.
+        fragments: fragments in all, a multiple of R.
+        sha256: of the sets' file.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    width: int
+    fragments: int
+    sha256: str
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """For each set the numbers of its values."""
+        return [list(range(row * self.width, row * self.width + size)) for row, size in enumerate(self.sizes)]
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+    @classmethod
+    def of_card(cls, card: dict[str, Any]) -> SetPlaces:
+        """Back from plain data."""
+        return cls(**card | {"names": tuple(card["names"]), "sizes": tuple(card["sizes"])})
 
 
 @dataclass(frozen=True)
@@ -36,6 +71,12 @@ class SetLayout:
     slots: NDArray[np.int64]
     fragments: int
     sha256: str
+
+    @property
+    def places(self) -> SetPlaces:
+        """The same without the genes."""
+        sizes = tuple(int(size) for size in (self.slots >= 0).sum(axis=1))
+        return SetPlaces(self.names, sizes, self.slots.shape[1], self.fragments, self.sha256)
 
 
 def layout_of_sets(path: Path, store: CohortStore, fragments: int) -> SetLayout:

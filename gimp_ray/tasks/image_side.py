@@ -57,6 +57,18 @@ def load_model(file: Path, store: CohortStore) -> SavedModel:
     """
     weights = load_weights(file)
     card = read_card(file)
+    check_patch_dim(card, store)
+    if card["genes"] is None:
+        return SavedModel(weights, card, None)
+    if not store.num_genes:
+        raise InputError(
+            "the model has a gene encoder and the store has no genes", file=store.path, fix="ingest again with --genes"
+        )
+    return SavedModel(weights, card, rebuild_gene_side(card["genes"], part(weights, "gene_encoder"), store, file))
+
+
+def check_patch_dim(card: dict[str, Any], store: CohortStore) -> None:
+    """Refuse a store whose patch embeddings are not as wide as a model's card says."""
     if store.dim != card["patch_dim"]:
         raise InputError(
             "the model was trained on patch embeddings of another width",
@@ -65,13 +77,6 @@ def load_model(file: Path, store: CohortStore) -> SavedModel:
             found=f"width {store.dim}",
             fix="use a store made with the same patch encoder",
         )
-    if card["genes"] is None:
-        return SavedModel(weights, card, None)
-    if not store.num_genes:
-        raise InputError(
-            "the model has a gene encoder and the store has no genes", file=store.path, fix="ingest again with --genes"
-        )
-    return SavedModel(weights, card, rebuild_gene_side(card["genes"], part(weights, "gene_encoder"), store, file))
 
 
 def model_card(config: Config, store: CohortStore, side: GeneSide | None, cases: Sequence[str]) -> dict[str, Any]:

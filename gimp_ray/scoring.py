@@ -1,98 +1,91 @@
 """From a run's embeddings to its predictions, metrics and reference rows, on disk.
 
 Reads `evaluation/embeddings.parquet` (written by the workers), asks `gimp_ray.evaluation` for figures, writes
-`predictions.parquet`, `reference_predictions.parquet` and `metrics.json`. Left out: figures and `summary.md`, which
-the reports make from these files.
+`predictions.parquet`, `reference_predictions.parquet` and `metrics.json`. Cases whose truth is not known are left out
+and counted. Left out: the columns of the tables (`scoring_tables.py`); figures and `summary.md`, which the reports make
+from these files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.splits import patient_of
+from gimp_ray.cohort.splits import patient_column
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
 from gimp_ray.evaluation import (
     ReferenceRow,
-    bootstrap_intervals,
-    encode_labels,
+    difference_of,
     genes_alone,
+    genes_alone_labels,
+    genes_alone_survival,
+    intervals_of,
+    mean_pool_labels,
     mean_pool_mlp,
-    paired_difference,
+    mean_pool_survival,
 )
 from gimp_ray.feed.plan import index_cases
-from gimp_ray.run_folder import RunFolder, whole_file, write_json
+from gimp_ray.run_folder import RunFolder, write_json
+from gimp_ray.scoring_tables import Cases, Row, read_cases, write_predictions
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import needs_log
+from gimp_ray.tasks.missing import has_both_sides, predict_from_cls, without
+from gimp_ray.tasks.targets import Target, left_out, saved_target
 
 METHOD = "GiMP"
-
-
-@dataclass(frozen=True)
-class _Cases:
-    """The embedded cases, in the order of the table."""
-
-    ids: list[str]
-    parts: list[str]
-    labels: list[str]
-    probabilities: NDArray[np.float64]
-    mean_patch: NDArray[np.float64]
+PARTS = ("train", "val", "test")
+Rows = tuple[list[Row], list[str]]
 
 
 def score_run(run: RunFolder, config: Config, store: CohortStore) -> None:
-    """Write the run's predictions and metrics, with the reference rows beside them."""
-    classes = list(store.classes)
-    cases = _read(run, classes)
-    _write(run, "predictions.parquet", classes, cases.ids, cases.parts, cases.labels, cases.probabilities)
-    rows = [_Row(METHOD, cases.ids, cases.parts, cases.probabilities)]
-    references, notes = _references(config, store, cases) if config.evaluate.reference_rows else ([], [])
-    if references:
-        _write_references(run, classes, cases, references)
-        rows += [_Row(row.method, row.case_ids, row.parts, row.probabilities) for row in references]
-    write_json(run.evaluation / "metrics.json", _metrics(config, classes, cases, rows) | {"notes": notes})
+    """Write the run's predictions and metrics, with the reference rows beside them.
+
+    Raises:
+        InputError: no case of the reported part has a known truth.
+    """
+    card = read_card(run.model_file("finetune"))
+    target = saved_target(card, store)
+    cases = read_cases(run, target)
+    first = Row(METHOD, cases.ids, cases.predictions)
+    write_predictions(run, "predictions.parquet", target, cases, [first], named=False)
+    missing, notes = _missing_rows(run, config, card, target, cases)
+    references, said = _references(config, store, cases) if config.evaluate.reference_rows else ([], [])
+    beside, notes = [*missing, *references], [*notes, *said]
+    if beside:
+        write_predictions(run, "reference_predictions.parquet", target, cases, beside)
+    for note in notes:
+        print(f"note: {note}", flush=True)
+    write_json(run.evaluation / "metrics.json", _metrics(config, store, target, cases, [first, *beside], notes))
 
 
-@dataclass(frozen=True)
-class _Row:
-    method: str
-    case_ids: list[str]
-    parts: list[str]
-    probabilities: NDArray[np.float64]
-
-    def of_part(self, part: str) -> tuple[list[str], NDArray[np.float64]]:
-        """Cases of a part sorted by id, with their probabilities."""
-        chosen = sorted(
-            (case, place)
-            for place, (case, where) in enumerate(zip(self.case_ids, self.parts, strict=True))
-            if where == part
-        )
-        return [case for case, _ in chosen], self.probabilities[[place for _, place in chosen]]
-
-
-def _metrics(config: Config, classes: list[str], cases: _Cases, rows: list[_Row]) -> dict[str, Any]:
+def _metrics(
+    config: Config, store: CohortStore, target: Target, cases: Cases, rows: list[Row], notes: list[str]
+) -> dict[str, Any]:
     part, resamples = config.evaluate.part, config.evaluate.resamples
-    label_of = dict(zip(cases.ids, cases.labels, strict=True))
-    ids, first = rows[0].of_part(part)
-    labels = encode_labels([label_of[case] for case in ids], classes)
-    patients = [patient_of(case) for case in ids]
+    split = store.split(config.split.scheme, config.split.fold)
+    without_truth = left_out(target, {name: getattr(split, name) for name in PARTS})
+    chosen = cases.of_part(part)
+    if not chosen:
+        raise InputError(
+            f"no {part} case has a known target to be compared with",
+            file=store.path,
+            found=f"{without_truth[part]} {part} cases, all without one",
+            fix="choose another evaluate.part, fold or target",
+        )
+    ids, truth = [cases.ids[row] for row in chosen], cases.truth.of(chosen)
+    patients = patient_column(pa.array(ids, pa.string()), store.cases).to_pylist()
+    first = rows[0].of(ids)
     figures = []
     for row in rows:
-        row_ids, probabilities = row.of_part(part)
-        assert row_ids == ids, "every method predicts the same cases"
-        figure = {
-            "method": row.method,
-            **bootstrap_intervals(patients, labels, probabilities, classes, resamples, config.seed),
-        }
+        predictions = row.of(ids)
+        figure = {"method": row.method, **intervals_of(truth, patients, predictions, resamples, config.seed)}
         if row is not rows[0]:
-            figure["difference_of_gimp"] = paired_difference(
-                patients, labels, first, probabilities, classes, resamples, config.seed
-            )
+            figure["difference_of_first"] = difference_of(truth, patients, first, predictions, resamples, config.seed)
         figures.append(figure)
     return {
         "part": part,
@@ -100,77 +93,77 @@ def _metrics(config: Config, classes: list[str], cases: _Cases, rows: list[_Row]
         "fold": config.split.fold,
         "seed": config.seed,
         "n_cases": len(ids),
-        "classes": classes,
+        "n_patients": len(set(patients)),
+        "left_out": without_truth,
+        "kind": target.kind,
+        "target": target.card(),
+        "classes": list(target.outputs) if target.kind == "class" else [],
         "transductive": config.split.transductive,
         "resamples": resamples,
         "rows": figures,
+        "notes": notes,
     }
 
 
-def _references(config: Config, store: CohortStore, cases: _Cases) -> tuple[list[ReferenceRow], list[str]]:
+def _missing_rows(run: RunFolder, config: Config, card: dict[str, Any], target: Target, cases: Cases) -> Rows:
+    """What the model says of validation and test cases without one of its modalities, as far as that was asked for."""
+    asked = config.evaluate.missing
+    if not asked:
+        return [], []
+    if cases.cls_pat is None or not has_both_sides(card):
+        return [], ["evaluate.missing is for GiMP with images and genes: this model has no two sides"]
+    training_N = np.array([part == "train" for part in cases.parts], np.bool_)
+    held = [row for row, part in enumerate(cases.parts) if part != "train"]
+    rows = []
+    for modality in asked:
+        cls_pat_NF = without(modality, cases.cls_pat, training_N, card["model"]["dim"])
+        predictions = predict_from_cls(run.model_file("finetune"), card, target, cls_pat_NF[held])
+        rows.append(Row(f"{METHOD}, {modality} missing", [cases.ids[row] for row in held], predictions))
+    return rows, []
+
+
+def _references(config: Config, store: CohortStore, cases: Cases) -> Rows:
     """The reference rows, and a note on each that the cohort does not allow."""
-    parts = {
-        part: [case for case, where in zip(cases.ids, cases.parts, strict=True) if where == part]
-        for part in ("train", "val", "test")
-    }
-    classes = list(store.classes)
-
-    def genes() -> ReferenceRow:
-        log = config.genes.log if config.genes.log is not None else needs_log(store, index_cases(store, parts["train"]))
-        return genes_alone(cases.ids, store.read_genes(cases.ids), cases.labels, parts, classes, linear=log)
-
-    def patches() -> ReferenceRow:
-        return mean_pool_mlp(cases.ids, cases.mean_patch, cases.labels, parts, classes, seed=config.seed)
-
     rows, notes = [], []
-    for fit in [genes, patches] if store.num_genes else [patches]:
+    for fit in _fits(config, store, cases):
         try:
-            rows.append(fit())
+            found = fit()
         except InputError as refusal:
             notes.append(f"a reference row could not be fitted: {refusal.what}")
-            print(f"note: {notes[-1]}", flush=True)
+            continue
+        notes += [f"{found.method}, {note}" for note in found.notes]
+        rows.append(Row(found.method, found.case_ids, found.predictions))
     return rows, notes
 
 
-def _read(run: RunFolder, classes: list[str]) -> _Cases:
-    table = pq.read_table(run.evaluation / "embeddings.parquet")
-    return _Cases(
-        table["case_id"].to_pylist(),
-        table["part"].to_pylist(),
-        table["label"].to_pylist(),
-        np.stack([table[f"prob_{name}"].to_numpy() for name in classes], axis=1),
-        np.array(table["mean_patch"].to_pylist()),
-    )
+def _fits(config: Config, store: CohortStore, cases: Cases) -> list[Callable[[], ReferenceRow]]:
+    """What fits the reference rows of the target's kind: from genes, and from averaged patches where there are some."""
+    parts = {name: [cases.ids[row] for row in cases.of_part(name)] for name in PARTS}
+    truth, ids, pooled, seed = cases.truth, cases.ids, cases.mean_patch, config.seed
+    names = cases.columns["label"].to_pylist()
+    fits: list[Callable[[], ReferenceRow]] = []
 
+    def genes() -> ReferenceRow:
+        log = config.genes.log if config.genes.log is not None else needs_log(store, index_cases(store, parts["train"]))
+        values = store.read_genes(ids)
+        if truth.kind == "labels":
+            known = truth.values["known"]
+            return genes_alone_labels(ids, values, truth.values["truth"], known, parts, truth.names, linear=log)
+        if truth.kind == "survival":
+            return genes_alone_survival(ids, values, truth.values["time"], truth.values["event"], parts, linear=log)
+        return genes_alone(ids, values, names, parts, truth.names, linear=log)
 
-def _write(
-    run: RunFolder,
-    name: str,
-    classes: list[str],
-    ids: list[str],
-    parts: list[str],
-    labels: list[str],
-    probabilities: NDArray[np.float64],
-    method: list[str] | None = None,
-) -> None:
-    columns: dict[str, Any] = {} if method is None else {"method": method}
-    columns |= {"case_id": ids, "part": parts, "label": labels}
-    columns["predicted"] = [classes[best] for best in probabilities.argmax(axis=1)]
-    columns |= {f"prob_{name}": probabilities[:, number] for number, name in enumerate(classes)}
-    with whole_file(run.evaluation / name) as aside:
-        pq.write_table(pa.table(columns), aside)
+    def patches() -> ReferenceRow:
+        assert pooled is not None
+        if truth.kind == "labels":
+            known = truth.values["known"]
+            return mean_pool_labels(ids, pooled, truth.values["truth"], known, parts, truth.names, seed=seed)
+        if truth.kind == "survival":
+            return mean_pool_survival(ids, pooled, truth.values["time"], truth.values["event"], parts)
+        return mean_pool_mlp(ids, pooled, names, parts, truth.names, seed=seed)
 
-
-def _write_references(run: RunFolder, classes: list[str], cases: _Cases, rows: list[ReferenceRow]) -> None:
-    label_of = dict(zip(cases.ids, cases.labels, strict=True))
-    ids = [case for row in rows for case in row.case_ids]
-    _write(
-        run,
-        "reference_predictions.parquet",
-        classes,
-        ids,
-        [part for row in rows for part in row.parts],
-        [label_of[case] for case in ids],
-        np.concatenate([row.probabilities for row in rows]),
-        [row.method for row in rows for _ in row.case_ids],
-    )
+    if store.num_genes:
+        fits.append(genes)
+    if pooled is not None:
+        fits.append(patches)
+    return fits

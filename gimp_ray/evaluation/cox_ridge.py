@@ -116,4 +116,4 @@ def _partial_loss(theta_N: Floats, time_N: Floats, event_N: Bools) -> float:
 
     from gimp_ray.objectives.survival import cox_loss
 
-    return float(cox_loss(*(torch.from_numpy(x) for x in (theta_N, time_N, event_N))))
+    return float(cox_loss(torch.from_numpy(theta_N), torch.from_numpy(time_N), torch.from_numpy(event_N)))

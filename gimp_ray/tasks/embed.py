@@ -1,5 +1,4 @@
-"""Work over a cohort: CLS_pat, class probabilities and the mean patch of every case, from whole bags, shared among
-the ranks.
+"""Work over a cohort: CLS_pat, predictions and the mean patch of every case, from whole bags, shared among the ranks.
 
 Memory is bounded by one bag. Left out: metrics and figures, which are made from the tables written here.
 """
@@ -31,6 +30,7 @@ from gimp_ray.tasks.gene_side import encode_cases
 from gimp_ray.tasks.image_side import SavedModel, load_model
 from gimp_ray.tasks.planned import open_store, shared_out
 from gimp_ray.tasks.scores import by_case
+from gimp_ray.tasks.targets import Target, known_parts, saved_target
 
 
 class CohortEmbedding:
@@ -40,8 +40,10 @@ class CohortEmbedding:
         config: the run's config as plain data; its `store` is embedded.
         model: the model file (`.safetensors`, its card beside it), here or in object storage.
         out: Parquet file to write, here or in object storage:
-            case_id, part, label, cls_pat, mean_patch, and with a fine-tuned model prob_<class>.
-        parts: parts of the config's split to embed; None embeds every case of the store, and part is then null.
+            case_id, part, label, cls_pat, mean_patch, and with a fine-tuned model its target's predictions and what
+            of the truth the store has.
+        parts: parts of the config's split to embed, without the cases whose truth a fine-tuned model's target does not
+            know; None embeds every case of the store, and part is then null.
     """
 
     name = "embed"
@@ -57,22 +59,34 @@ class CohortEmbedding:
         return local_file(self.model)
 
     @cached_property
+    def target(self) -> Target | None:
+        """What a fine-tuned model predicts; None of a pre-trained one."""
+        card = read_card(self.model_file)
+        return saved_target(card, self.store) if "hidden" in card else None
+
+    @cached_property
     def part_of(self) -> dict[str, str | None]:
         """The cases to embed, with the part each stands in."""
         if self.parts is None:
             return dict.fromkeys(self.store.cases["case_id"].to_pylist())
         split = self.store.split(self.config.split.scheme, self.config.split.fold)
-        found: dict[str, str | None] = {case: name for name in self.parts for case in getattr(split, name)}
+        cases: dict[str, tuple[str, ...]] = {name: getattr(split, name) for name in self.parts}
+        if self.target is not None:
+            cases = known_parts(self.target, cases)
+        found: dict[str, str | None] = {case: name for name, ids in cases.items() for case in ids}
         if not found:
             raise InputError(
-                "no case to embed", file=self.store.path, found=f"empty parts {self.parts}", fix="choose other parts"
+                "no case to embed",
+                file=self.store.path,
+                found=f"parts {self.parts} without a case whose truth is known",
+                fix="choose other parts",
             )
         return found
 
     @torch.no_grad()
     def run(self, world: World) -> list[Record]:
         saved = load_model(self.model_file, self.store)
-        model = _rebuild(saved).to(world.device).eval()
+        model = _rebuild(saved, self.target).to(world.device).eval()
         index = index_cases(self.store, list(self.part_of))
         mine = shared_out(index, world.rank, world.size)
         ids = [str(index.case_ids[case]) for case in mine]
@@ -90,7 +104,8 @@ class CohortEmbedding:
             }
             logits: Tensor | None = getattr(out, "logits", None)
             if logits is not None:
-                record["probabilities"] = torch.softmax(logits[0].double(), dim=-1).cpu().tolist()
+                assert self.target is not None
+                record["predictions"] = self.target.predict(logits)[0].cpu().tolist()
             records.append(record)
         return records
 
@@ -103,26 +118,23 @@ class CohortEmbedding:
             "cls_pat": _vectors([record["cls_pat"] for record in ordered]),
             "mean_patch": _vectors([record["mean_patch"] for record in ordered]),
         }
-        if "probabilities" in ordered[0]:
-            # the model's classes, which need not be those of the store it reads
-            for number, name in enumerate(read_card(self.model_file)["classes"]):
-                columns[f"prob_{name}"] = pa.array(
-                    [record["probabilities"][number] for record in ordered], pa.float64()
-                )
+        if self.target is not None:
+            columns |= self.target.truths([record["case_id"] for record in ordered])
+            for number, name in enumerate(self.target.columns):
+                columns[name] = pa.array([record["predictions"][number] for record in ordered], pa.float64())
         with placed_file(self.out) as aside:
             pq.write_table(pa.table(columns), aside)
 
 
-def _rebuild(saved: SavedModel) -> nn.Module:
-    """The model of a file with its weights: fine-tuned where it has a head, else pre-trained."""
+def _rebuild(saved: SavedModel, target: Target | None) -> nn.Module:
+    """The model of a file with its weights: fine-tuned where it has a target, else pre-trained."""
     encoder = None if saved.side is None else saved.side.encoder
     aggregator = saved.aggregator()
     model: nn.Module
-    if "hidden" in saved.card:
+    if target is not None:
         gene_dim = 0 if saved.side is None else saved.side.dim
-        classes = len(saved.card["classes"])
         model = GiMPClassifier(
-            aggregator, encoder, classes, aggregator.dim, hidden=saved.card["hidden"], gene_dim=gene_dim
+            aggregator, encoder, len(target.outputs), aggregator.dim, hidden=saved.card["hidden"], gene_dim=gene_dim
         )
     else:
         model = GiMP(aggregator, encoder, saved.card["patch_dim"])

@@ -1,7 +1,9 @@
 """Stage `finetune`: an MLP head on CLS_pat over whole bags, evaluated on validation after every epoch, the best epoch
 kept (section 3).
 
-A case's bag is all its slides one after another. The gene encoder stays frozen unless the config says otherwise.
+What is predicted is the target's business (`targets.py`): the class of the paper, or labels, or survival; cases whose
+truth is not known are left out. A case's bag is all its slides one after another. The gene encoder stays frozen unless
+the config says otherwise.
 """
 
 from __future__ import annotations
@@ -10,12 +12,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.feed.ahead import read_ahead
-from gimp_ray.feed.plan import Batching, Row
+from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
 from gimp_ray.feed.windows import Arrays, each_bag, read_bags
 from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
 from gimp_ray.run_mirror import local_file
@@ -23,11 +24,11 @@ from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
 from gimp_ray.tasks.image_side import load_model, make_aggregator, model_card
 from gimp_ray.tasks.planned import PlannedTask, shared_out
-from gimp_ray.tasks.scores import case_record, selection_score, validation_figures
+from gimp_ray.tasks.targets import Target, batch_arrays, check_target, known_parts, make_target
 
 
 class Finetuning(PlannedTask):
-    """Cross-entropy over whole bags; natural mini-batches, every training case once an epoch."""
+    """The target's loss over whole bags; natural mini-batches, every training case once an epoch."""
 
     name = "finetune"
     needs = ("patches",)
@@ -35,11 +36,34 @@ class Finetuning(PlannedTask):
     validation_cls_ge: Tensor | None = None
 
     def preflight(self) -> None:
+        self._refuse_leaks()
+        cases = self.config.finetune.batch_size * max(1, self.settings.fewest_workers or self.settings.most_workers)
+        for note in check_target(self.target, self.parts, self.config.finetune.select, cases):
+            print(f"note: {note}", flush=True)
+
+    def _refuse_leaks(self) -> None:
         init, given = self.config.finetune.init, self.config.genes.checkpoint
         if init not in ("pretrain", "scratch"):
             self.refuse_leak(read_card(local_file(init)), init)
         elif init == "scratch" and given and self.config.genes.encoder != "none":
             self.refuse_leak(read_card(local_file(given)), given)
+
+    @cached_property
+    def target(self) -> Target:
+        """What is predicted, fitted on the training part."""
+        return make_target(self.config, self.store, self.parts["train"])
+
+    @cached_property
+    def known(self) -> dict[str, tuple[str, ...]]:
+        """The parts of the split without the cases whose truth is not known."""
+        return known_parts(self.target, self.parts)
+
+    def training_cases(self) -> tuple[str, ...]:
+        return self.known["train"]
+
+    @cached_property
+    def validation(self) -> CohortIndex | None:
+        return index_cases(self.store, self.known["val"]) if self.known["val"] else None
 
     @property
     def batching(self) -> Batching:
@@ -47,12 +71,13 @@ class Finetuning(PlannedTask):
 
     def read(self, row: Row) -> Arrays:
         patches, valid = read_bags(self.store, self.index, row.case, self.config.feed.threads, self.cache)
-        arrays: Arrays = {"patches": patches, "label": self.labels_of(row.case), "case": row.case}
+        case_ids = self.index.case_ids[row.case].tolist()
+        arrays: Arrays = {"patches": patches, "case": row.case, **batch_arrays(self.target, case_ids, row.share)}
         if not valid.all():  # bags of one length need no mask, which attention would pay for
             arrays["valid"] = valid
         if self._genes_train:
             assert self.side is not None
-            arrays["genes"] = self.side.read(self.store, self.index.case_ids[row.case].tolist())
+            arrays["genes"] = self.side.read(self.store, case_ids)
         return arrays
 
     def build(self, device: torch.device) -> nn.Module:
@@ -69,7 +94,7 @@ class Finetuning(PlannedTask):
         model: nn.Module = GiMPClassifier(
             aggregator,
             freeze(encoder) if encoder is not None and self.config.finetune.freeze_genes else encoder,
-            len(self.store.classes),
+            len(self.target.outputs),
             aggregator.dim,
             hidden=(self.config.finetune.hidden,),
             dropout=self.config.finetune.dropout,
@@ -81,8 +106,7 @@ class Finetuning(PlannedTask):
 
     def loss(self, model: nn.Module, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
         out = model(batch["patches"], valid=batch.get("valid"), **self._gene_arguments(batch, self.cls_ge))
-        accuracy = (out.logits.argmax(dim=-1) == batch["label"]).float().mean()
-        return F.cross_entropy(out.logits.float(), batch["label"]), {"accuracy": accuracy}
+        return self.target.loss(out.logits, batch)
 
     def validate(self, model: nn.Module, world: World) -> list[Record] | None:
         index = self.validation
@@ -103,18 +127,19 @@ class Finetuning(PlannedTask):
                     world.device
                 )
             out = model(batch["patches"], **self._gene_arguments(batch, self.validation_cls_ge))
-            records.append(case_record(str(index.case_ids[case]), int(index.labels[case]), out.logits[0]))
+            records.append(self.target.record(str(index.case_ids[case]), self.target.predict(out.logits)[0]))
         return records
 
     def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
-        figures = validation_figures(records)
-        return figures, selection_score(figures, self.config.finetune.select)
+        figures = self.target.figures(records)
+        return figures, self.target.score(figures, self.config.finetune.select)
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         finetune = self.config.finetune
         card = model_card(self.config, self.store, self.side, self.training_cases()) | {
             "hidden": [finetune.hidden],
             "init": finetune.init,
+            "target": self.target.card(),
         }
         return dict(model.state_dict()), card
 
@@ -142,7 +167,7 @@ class Finetuning(PlannedTask):
     @cached_property
     def _start(self) -> tuple[PatchAggregator | None, GeneSide | None]:
         """The trained aggregator, None to start from fresh weights, and the gene side."""
-        self.preflight()
+        self._refuse_leaks()
         init = self.config.finetune.init
         if init != "scratch":
             saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else local_file(init), self.store)

@@ -174,7 +174,8 @@ class SurvivalTarget:
     ) -> float:
         """The training loss of all validation cases at once, from what was predicted."""
         if self.edges is None:
-            return float(cox_loss(*(torch.from_numpy(x) for x in (predictions_nP[:, 0], time_n, event_n))))
+            risk_n = torch.from_numpy(predictions_nP[:, 0])
+            return float(cox_loss(risk_n, torch.from_numpy(time_n), torch.from_numpy(event_n)))
         rows, bin_n = np.arange(len(time_n)), self._bins(time_n)
         outlives_nK = predictions_nP[:, 1:]
         after_n = outlives_nK[rows, bin_n]

@@ -116,9 +116,9 @@ def saved_target(card: dict[str, Any], store: CohortStore) -> Target:
     said = card.get("target")
     if said is None:
         said = {"kind": "class", "column": "label", "outputs": list(card["classes"])}
-    makers = {"class": saved_class_target, "labels": saved_label_target, "survival": saved_survival_target}
-    target: Target = makers[said["kind"]](said, store)
-    return target
+    if said["kind"] == "labels":
+        return saved_label_target(said, store)
+    return saved_survival_target(said, store) if said["kind"] == "survival" else saved_class_target(said, store)
 
 
 def known_parts(target: Target, parts: Parts) -> dict[str, tuple[str, ...]]:

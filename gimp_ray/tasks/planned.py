@@ -5,17 +5,18 @@ Left out: models, objectives and reads, which each task brings itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.splits import patient_of
+from gimp_ray.cohort.splits import patient_column
 from gimp_ray.config import Config, TrainConfig
 from gimp_ray.config_files import build_config
 from gimp_ray.errors import ConfigError, InputError
@@ -85,10 +86,8 @@ class PlannedTask:
 
     @cached_property
     def patients(self) -> NDArray[np.int64]:
-        """(cases,) number of each case's patient: two samples of one TCGA patient are one."""
-        return np.unique([patient_of(str(case)) for case in self.index.case_ids], return_inverse=True)[1].astype(
-            np.int64
-        )
+        """(cases,) number of each case's patient, who may have several: two samples of one TCGA patient are one."""
+        return np.unique(patients_of(self.store, self.index.case_ids), return_inverse=True)[1].astype(np.int64)
 
     def keep_bags(self, device: torch.device, *indexes: CohortIndex) -> None:
         """Open the cache of `feed.cache` for the slides of some indexes; the model is there, and its memory taken."""
@@ -106,16 +105,17 @@ class PlannedTask:
         """
         if self.config.split.transductive:
             return
-        seen = {patient_of(case) for case in trained_on(card)}
-        leaked = sorted(case for name in ("val", "test") for case in self.parts[name] if patient_of(case) in seen)
+        seen = set(patients_of(self.store, trained_on(card)))
+        held_out_cases = sorted(case for name in ("val", "test") for case in self.parts[name])
+        patients = patients_of(self.store, held_out_cases)
+        leaked = [case for case, patient in zip(held_out_cases, patients, strict=True) if patient in seen]
         if leaked:
-            held_out = len(self.parts["val"]) + len(self.parts["test"])
             raise InputError(
                 "the model was trained on patients that this run validates or tests on",
                 file=file,
                 case=leaked[0],
                 expected="a model trained inside this fold",
-                found=f"{len(leaked)} of {held_out} cases were seen in training",
+                found=f"{len(leaked)} of {len(held_out_cases)} cases were seen in training",
                 fix="use a model of this fold, or say split.transductive: true, and every table will say so",
             )
 
@@ -147,6 +147,13 @@ def open_store(config: Config) -> CohortStore:
             fix="add --store STORE, or store: in the config",
         )
     return CohortStore.open(config.store)
+
+
+def patients_of(store: CohortStore, case_ids: Iterable[str]) -> list[str]:
+    """The patient of each case: what the case table's column `patient_id` says, else what the id says."""
+    ids = pa.array([str(case) for case in case_ids], pa.string())
+    patients: list[str] = patient_column(ids, store.cases).to_pylist()
+    return patients
 
 
 def shared_out(index: CohortIndex, rank: int, world_size: int) -> list[int]:

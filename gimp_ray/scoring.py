@@ -12,10 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.splits import patient_column
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
 from gimp_ray.evaluation import (
@@ -30,14 +28,15 @@ from gimp_ray.evaluation import (
     mean_pool_survival,
 )
 from gimp_ray.feed.plan import index_cases
+from gimp_ray.recipes import RECIPES
 from gimp_ray.run_folder import RunFolder, write_json
 from gimp_ray.scoring_tables import Cases, Row, read_cases, write_predictions
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import needs_log
 from gimp_ray.tasks.missing import has_both_sides, predict_from_cls, without
+from gimp_ray.tasks.planned import patients_of
 from gimp_ray.tasks.targets import Target, left_out, saved_target
 
-METHOD = "GiMP"
 PARTS = ("train", "val", "test")
 Rows = tuple[list[Row], list[str]]
 
@@ -51,7 +50,7 @@ def score_run(run: RunFolder, config: Config, store: CohortStore) -> None:
     card = read_card(run.model_file("finetune"))
     target = saved_target(card, store)
     cases = read_cases(run, target)
-    first = Row(METHOD, cases.ids, cases.predictions)
+    first = Row(_method(config), cases.ids, cases.predictions)
     write_predictions(run, "predictions.parquet", target, cases, [first], named=False)
     missing, notes = _missing_rows(run, config, card, target, cases)
     references, said = _references(config, store, cases) if config.evaluate.reference_rows else ([], [])
@@ -61,6 +60,10 @@ def score_run(run: RunFolder, config: Config, store: CohortStore) -> None:
     for note in notes:
         print(f"note: {note}", flush=True)
     write_json(run.evaluation / "metrics.json", _metrics(config, store, target, cases, [first, *beside], notes))
+
+
+def _method(config: Config) -> str:
+    return "GiMP" if config.method.name == "gimp" else RECIPES[config.method.name].title
 
 
 def _metrics(
@@ -78,7 +81,7 @@ def _metrics(
             fix="choose another evaluate.part, fold or target",
         )
     ids, truth = [cases.ids[row] for row in chosen], cases.truth.of(chosen)
-    patients = patient_column(pa.array(ids, pa.string()), store.cases).to_pylist()
+    patients = patients_of(store, ids)
     first = rows[0].of(ids)
     figures = []
     for row in rows:
@@ -118,7 +121,7 @@ def _missing_rows(run: RunFolder, config: Config, card: dict[str, Any], target: 
     for modality in asked:
         cls_pat_NF = without(modality, cases.cls_pat, training_N, card["model"]["dim"])
         predictions = predict_from_cls(run.model_file("finetune"), card, target, cls_pat_NF[held])
-        rows.append(Row(f"{METHOD}, {modality} missing", [cases.ids[row] for row in held], predictions))
+        rows.append(Row(f"{_method(config)}, {modality} missing", [cases.ids[row] for row in held], predictions))
     return rows, []
 
 

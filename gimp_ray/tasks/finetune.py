@@ -65,6 +65,11 @@ class Finetuning(PlannedTask):
     def validation(self) -> CohortIndex | None:
         return index_cases(self.store, self.known["val"]) if self.known["val"] else None
 
+    @cached_property
+    def select(self) -> str:
+        """The figure that picks the epoch: one for the whole run, decided by the truth of the validation cases."""
+        return self.target.selected(self.known["val"], self.config.finetune.select)[0]
+
     @property
     def batching(self) -> Batching:
         return Batching(balance="natural", size=self.config.finetune.batch_size, accumulate=self.settings.accumulate)
@@ -132,7 +137,7 @@ class Finetuning(PlannedTask):
 
     def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
         figures = self.target.figures(records)
-        return figures, self.target.score(figures, self.config.finetune.select)
+        return figures, self.target.score(figures, self.select)
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         finetune = self.config.finetune

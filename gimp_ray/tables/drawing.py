@@ -45,10 +45,10 @@ def rows_figure(result: dict[str, Any]) -> Figure:
         axes.set_xlabel(FIGURES[name])
         axes.grid(axis="x", alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+    panels[0].set_yticks(range(len(rows)), [_plain(row["name"]) for row in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     note = " (transductive rows, see caption)" if result["transductive"] else ""
-    figure.suptitle(f"{result['title']}{note}", fontsize=10)
+    figure.suptitle(_plain(f"{result['title']}{note}"), fontsize=10)
     return figure
 
 
@@ -67,7 +67,7 @@ def tsne_panel(tables: Sequence[tuple[str, pa.Table]], part: str, classes: Seque
     images = []
     for name, table in tables:
         kept = table.filter(pa.compute.equal(table["part"], part))
-        figure = tsne_figure(vectors(kept), kept["label"].to_pylist(), classes, f"{name}, {title}")
+        figure = tsne_figure(vectors(kept), kept["label"].to_pylist(), classes, _plain(f"{name}, {title}"))
         figure.set_dpi(DPI)
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
@@ -88,6 +88,11 @@ def read_vectors(file: Path) -> pa.Table | None:
     if not file.exists() or "cls_pat" not in pq.read_schema(file).names:
         return None
     return pq.read_table(file, columns=["case_id", "part", "label", "cls_pat"])
+
+
+def _plain(text: str) -> str:
+    """Text that Matplotlib draws as it is: what stands between two $ would be a formula."""
+    return text.replace("$", r"\$")
 
 
 def _draw(axes: Axes, place: int, row: dict[str, Any], name: str, colour: str) -> None:

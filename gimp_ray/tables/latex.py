@@ -25,6 +25,7 @@ _SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "[": "{[}",  # a row that begins with one would be an option of the line break before it
+    "]": "{]}",
     "\n": " ",
 }
 

@@ -207,6 +207,9 @@ def survival_target(
     rows = case_rows(store, training_cases)
     rows = rows[known_N[rows]]
     try:
+        different = len(np.unique(time_N[rows][event_N[rows]]))
+        if different < bins:
+            raise ValueError(f"{different} different times of events")
         edges_K = fit_time_edges(torch.from_numpy(time_N[rows]), torch.from_numpy(event_N[rows]), bins)
     except ValueError as error:
         raise InputError(

@@ -12,10 +12,10 @@ Adapted: C logits under cross-entropy replace the survival head; batches of bags
 Shape suffixes: B batch, N patches, E patch embedding width, G genes, D hidden width, C classes.
 """
 
-import torch
 from torch import Tensor, nn
 
 from gimp_ray.models.attention_pool import AttentionBag, BagOutput
+from gimp_ray.models.concat_fusion import ConcatFusion
 from gimp_ray.models.snn import SNN
 
 
@@ -46,9 +46,7 @@ class ConcatMIL(nn.Module):
         self.trunk = AttentionBag(in_dim, dim, attention_dim, dropout=dropout)
         self.image = nn.Sequential(nn.Linear(dim, joint_dim), nn.ReLU(), nn.Dropout(dropout))
         self.genes = SNN(num_genes, joint_dim, hidden=(joint_dim,), dropout=dropout)
-        self.joint = nn.Sequential(
-            nn.Linear(2 * joint_dim, joint_dim), nn.ReLU(), nn.Linear(joint_dim, joint_dim), nn.ReLU()
-        )
+        self.fusion = ConcatFusion(joint_dim, joint_dim, joint_dim)
         self.classify = nn.Linear(joint_dim, num_classes)
 
     def forward(self, patches_BNE: Tensor, valid_BN: Tensor | None = None, *, genes_BG: Tensor) -> BagOutput:
@@ -66,8 +64,5 @@ class ConcatMIL(nn.Module):
             ValueError: see `read_bag`, `SNN`; another number of patients in the genes than in the patches.
         """
         pooled = self.trunk(patches_BNE, valid_BN)
-        genes_BF = self.genes(genes_BG)
-        if len(genes_BF) != len(pooled.bag):
-            raise ValueError(f"{len(pooled.bag)} patients in the patches, {len(genes_BF)} in the genes")
-        joint_BF = self.joint(torch.cat([self.image(pooled.bag[:, 0]), genes_BF], dim=1))
+        joint_BF = self.fusion(self.image(pooled.bag[:, 0]), self.genes(genes_BG))
         return BagOutput(self.classify(joint_BF), joint_BF, pooled.attention[:, 0])

@@ -72,11 +72,9 @@ class LateFusion(nn.Module):
         dropout: float = 0.25,
     ) -> None:
         super().__init__()
-        if not gene_widths:
-            raise ValueError("the gene model needs at least one width")
         self.image = ABMIL(in_dim, num_classes, dim, attention_dim, dropout=dropout)
-        self.genes = SNN(num_genes, gene_widths[-1], gene_widths[:-1], dropout)
-        self.classify_genes = nn.Linear(gene_widths[-1], num_classes)
+        self.genes = SNN.of_widths(num_genes, gene_widths, dropout)
+        self.classify_genes = nn.Linear(self.genes.dim, num_classes)
 
     def forward(self, patches_BNE: Tensor, valid_BN: Tensor | None = None, *, genes_BG: Tensor) -> LateFusionOutput:
         """Classify patients; the loss is cross-entropy of `image_logits` plus that of `genes_logits`.

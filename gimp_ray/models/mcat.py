@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from gimp_ray.models.attention_pool import AttentionPool, masked_softmax, read_bag
 from gimp_ray.models.bilinear_fusion import BilinearFusion
+from gimp_ray.models.concat_fusion import ConcatFusion
 
 Fusion = Literal["concat", "bilinear"]
 
@@ -177,12 +178,9 @@ class MCAT(nn.Module):
         self.coattention = CoAttention(dim)
         self.encode_image = _SetEncoder(dim, heads, ff_dim, layers, dropout)
         self.encode_genes = _SetEncoder(dim, heads, ff_dim, layers, dropout)
-        self.concat: nn.Sequential | None = None
-        self.bilinear: BilinearFusion | None = None
-        if fusion == "concat":
-            self.concat = nn.Sequential(nn.Linear(2 * dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU())
-        else:
-            self.bilinear = BilinearFusion(dim, dim, max(dim // 8, 1), dim, dropout=dropout)
+        self.fusion: nn.Module = ConcatFusion(dim, dim, dim)
+        if fusion == "bilinear":
+            self.fusion = BilinearFusion(dim, dim, max(dim // 8, 1), dim, dropout=dropout)
         self.classify = nn.Linear(dim, num_classes)
 
     def forward(self, patches_BNE: Tensor, valid_BN: Tensor | None = None, *, genes_BG: Tensor) -> MCATOutput:
@@ -202,10 +200,5 @@ class MCAT(nn.Module):
             raise ValueError(f"{len(x_BNE)} patients in the patches, {len(genes_BTD)} in the genes")
         x_BND = self.after_project(self.project(x_BNE))
         image_BTD, coattention_BTN = self.coattention(genes_BTD, x_BND, valid_BN)
-        image_BD, genes_BD = self.encode_image(image_BTD), self.encode_genes(genes_BTD)
-        if self.bilinear is not None:
-            fused_BD = self.bilinear(image_BD, genes_BD)
-        else:
-            assert self.concat is not None
-            fused_BD = self.concat(torch.cat([image_BD, genes_BD], dim=1))
+        fused_BD = self.fusion(self.encode_image(image_BTD), self.encode_genes(genes_BTD))
         return MCATOutput(self.classify(fused_BD), fused_BD, coattention_BTN.mean(dim=1), coattention_BTN)

@@ -23,6 +23,7 @@ Adapted:
 Shape suffixes: B batch, N patches, E patch embedding width, G genes, C classes.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self, get_args
 
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class PathomicFusion(nn.Module):
         num_classes: int,
         dim: int = 512,
         attention_dim: int = 256,
-        gene_widths: tuple[int, ...] = (64, 48, 32, 32),
+        gene_widths: Sequence[int] = (64, 48, 32, 32),
         joint_dim: int = 64,
         gate_image: bool = True,
         gate_genes: bool = True,
@@ -77,11 +78,9 @@ class PathomicFusion(nn.Module):
         dropout: float = 0.25,
     ) -> None:
         super().__init__()
-        if not gene_widths:
-            raise ValueError("the gene net needs at least one width")
-        reduced = gene_widths[-1]
         self.image = ABMIL(in_dim, num_classes, dim, attention_dim, dropout=dropout)
-        self.genes = SNN(num_genes, reduced, gene_widths[:-1], dropout)
+        self.genes = SNN.of_widths(num_genes, gene_widths, dropout)
+        reduced = self.genes.dim
         self.classify_genes = nn.Linear(reduced, num_classes)
         self.reduce_image = nn.Linear(dim, reduced)
         self.fusion = BilinearFusion(

@@ -6,6 +6,7 @@ to the objective.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -33,6 +34,17 @@ class SNN(nn.Module):
             nn.init.zeros_(linear.bias)
             blocks += [linear, nn.ELU(), nn.AlphaDropout(dropout)]
         self.blocks = nn.Sequential(*blocks)
+
+    @classmethod
+    def of_widths(cls, num_genes: int, widths: Sequence[int], dropout: float = 0.25) -> Self:
+        """Blocks of these widths; the last is `dim`.
+
+        Raises:
+            ValueError: no width.
+        """
+        if not widths:
+            raise ValueError("an SNN needs at least one width")
+        return cls(num_genes, widths[-1], widths[:-1], dropout)
 
     def forward(self, x_BG: Tensor) -> Tensor:
         """(B, G) -> (B, dim).

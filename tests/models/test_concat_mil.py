@@ -20,7 +20,7 @@ def test_equals_the_equations():
     w, x, genes = Weights(model), seeded(1, 11, E), seeded_genes(1)
     bag, attention = w.bag("trunk", x[0].numpy())
     joint = np.concatenate([w.relu("image.0", bag), w.snn("genes", genes[0].numpy(), 2)])
-    joint = w.relu("joint.2", w.relu("joint.0", joint))
+    joint = w.relu("fusion.layers.2", w.relu("fusion.layers.0", joint))
     out = model(x, genes_BG=genes)
     np.testing.assert_allclose(out.attention[0].detach(), attention, atol=1e-12)
     np.testing.assert_allclose(out.bag[0].detach(), joint, atol=1e-12)

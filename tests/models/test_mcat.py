@@ -70,9 +70,9 @@ def test_equals_the_equations(fusion):
         weights.append(a)
     z_v, z_g = encoded(w, "encode_image", np.stack(images)), encoded(w, "encode_genes", tokens)
     if fusion == "concat":
-        fused = w.relu("concat.2", w.relu("concat.0", np.concatenate([z_v, z_g])))
+        fused = w.relu("fusion.layers.2", w.relu("fusion.layers.0", np.concatenate([z_v, z_g])))
     else:
-        fused = w.fused("bilinear", z_v, z_g, "linear", (True, True), "inputs")
+        fused = w.fused("fusion", z_v, z_g, "linear", (True, True), "inputs")
     out = model(x, genes_BG=genes)
     np.testing.assert_allclose(out.coattention[0].detach(), np.stack(weights), atol=1e-12)
     np.testing.assert_allclose(out.attention[0].detach(), np.mean(weights, axis=0), atol=1e-12)

@@ -35,14 +35,9 @@ def mlp(num_genes: int, outputs: int, hidden: Sequence[int] = (256,), dropout: f
 
 
 def snn(num_genes: int, outputs: int, widths: Sequence[int] = (256, 256, 256, 256), dropout: float = 0.25) -> nn.Module:
-    """(B, G) -> (B, O): blocks of `widths`, PORPOISE's "small", then a linear head.
-
-    Raises:
-        ValueError: no width.
-    """
-    if not widths:
-        raise ValueError("the SNN needs at least one width")
-    return nn.Sequential(SNN(num_genes, widths[-1], widths[:-1], dropout), nn.Linear(widths[-1], outputs))
+    """(B, G) -> (B, O): blocks of `widths`, PORPOISE's "small", then a linear head."""
+    encoder = SNN.of_widths(num_genes, widths, dropout)
+    return nn.Sequential(encoder, nn.Linear(encoder.dim, outputs))
 
 
 def group_msa(

@@ -1,0 +1,84 @@
+"""Order, concurrency, one more try, and what becomes of runs whose encoder could not be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gimp_ray.config_files import load_config
+from gimp_ray.errors import ConfigError, GimpError, InputError
+from gimp_ray.tables.cells import Step
+from gimp_ray.tables.grid import Room, _failure, check_room
+from gimp_ray.tables.schedule import Failure, run_in_order
+
+
+def step(name: str, *needs: str) -> Step:
+    return Step(name, "run", load_config(None, {"run": f"/{name}"}), tuple(f"/{one}" for one in needs))
+
+
+class Runner:
+    """Runs steps one after another; `fails` says with what, try by try."""
+
+    def __init__(self, fails: dict[str, list[Failure]] | None = None) -> None:
+        self.fails = fails or {}
+        self.started: list[str] = []
+        self.most = 0
+
+    def start(self, step: Step) -> tuple[str, int]:
+        self.started.append(step.name)
+        return step.name, len(self.started)
+
+    def wait(self, tasks: list[tuple[str, int]]) -> tuple[tuple[str, int], Failure | None]:
+        self.most = max(self.most, len(tasks))
+        left = self.fails.get(tasks[0][0], [])
+        return tasks[0], left.pop(0) if left else None
+
+    def run(self, steps: list[Step], concurrent: int | None = None) -> dict[str, str]:
+        return run_in_order(steps, self.start, self.wait, concurrent)
+
+
+CRASH, REFUSAL = Failure("gone", again=True), Failure("no such file", again=False)
+
+
+def test_what_is_needed_comes_first_and_what_is_not_listed_is_done() -> None:
+    runner = Runner()
+    assert runner.run([step("b", "a", "elsewhere"), step("c", "b"), step("a")]) == {}
+    assert runner.started == ["a", "b", "c"]
+
+
+def test_no_more_at_a_time_than_asked_for() -> None:
+    steps = [step(name) for name in "abcde"]
+    free, bound = Runner(), Runner()
+    free.run(steps)
+    bound.run(steps, concurrent=2)
+    assert (free.most, bound.most) == (5, 2) and sorted(bound.started) == list("abcde")
+
+
+def test_a_failed_run_is_tried_once_more(capsys: pytest.CaptureFixture[str]) -> None:
+    runner = Runner({"a": [CRASH], "b": [CRASH, CRASH]})
+    assert runner.run([step("a"), step("b")]) == {"/b": "gone"}
+    assert sorted(runner.started) == ["a", "a", "b", "b"]
+    printed = capsys.readouterr().out
+    assert "a: failed, tried again: gone" in printed and "[2/2] b: failed: gone" in printed
+
+
+def test_a_refusal_is_not_tried_again_and_ends_what_needs_it() -> None:
+    runner = Runner({"genes": [REFUSAL]})
+    failed = runner.run([step("genes"), step("cell", "genes"), step("after", "cell"), step("other")])
+    assert runner.started == ["genes", "other"]
+    assert failed["/cell"] == "it needs genes, which failed: no such file"
+    assert failed["/after"].startswith("it needs cell, which failed: it needs genes")
+
+
+def test_refusals_and_other_failures_are_told_apart() -> None:
+    refusal = InputError("no such file", file=Path("x"), found="nothing")
+    assert _failure(refusal) == Failure("no such file (found: nothing)", again=False)
+    assert _failure(GimpError("a worker ran out of memory")).again
+    assert _failure(ValueError("first\nsecond")) == Failure("ValueError: first", again=True)
+
+
+@pytest.mark.parametrize("room", [Room(concurrent=0), Room(cpus=0), Room(gpus=-1), Room(gpus=1.5)])
+def test_an_impossible_room_is_refused(room: Room) -> None:
+    with pytest.raises(ConfigError, match="--"):
+        check_room(room)

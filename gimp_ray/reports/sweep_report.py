@@ -22,6 +22,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from gimp_ray.errors import InputError
 from gimp_ray.reports.figures import COLOURS, save_figure
@@ -58,7 +59,8 @@ class Sweep:
     @property
     def measured(self) -> list[Row]:
         """Trials with a figure, worst first, so that the best are drawn on top."""
-        return sorted((row for row in self.rows if row[self.metric] is not None), key=lambda row: row[self.metric])
+        shown = [row for row in self.rows if row[self.metric] is not None]
+        return sorted(shown, key=lambda row: (row[self.metric], -row["number"]))
 
     def kind(self, key: str) -> str:
         return str(next(iter(self.about["space"][key])))
@@ -261,6 +263,9 @@ def _marginal(axes: Axes, sweep: Sweep, key: str, rows: Sequence[Row]) -> None:
         axes.set_xlim(-0.5, len(listed) - 0.5)
     elif sweep.kind(key) in LOG_KINDS:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        low, high = next(iter(sweep.about["space"][key].values()))
+        axes.set_xlim(low / 1.2, high * 1.2)
     axes.set_xlabel(key, fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

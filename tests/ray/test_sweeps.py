@@ -1,0 +1,255 @@
+"""Sweeps on Ray Tune: a scheduler that stops trials, killed trials and killed sweeps, populations, Optuna.
+
+One start of Ray and of a trial's process costs seconds, so one sweep meets several faults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from ray.tune.schedulers import ASHAScheduler
+
+from gimp_ray.config import Config
+from gimp_ray.config_files import load_config
+from gimp_ray.run_folder import RunFolder, read_lines
+from gimp_ray.sweeps import on_tune
+from gimp_ray.sweeps.records import new_record, read_record, read_records
+from gimp_ray.sweeps.search import search
+from gimp_ray.sweeps.settings import SweepConfig, build_sweep, rungs_of, space_of
+from gimp_ray.sweeps.trial import Setting
+from tests.conftest import TINY, changed
+from tests.faults.running import ROOT, Command, gone, kill, steps_logged
+from tests.faults.slow import held
+from tests.sweeps import scripted
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
+
+SCRIPTED = "from tests.sweeps.scripted import main; main()"
+
+
+@contextlib.contextmanager
+def sweeping(file: Path, output: Path) -> Iterator[Command]:
+    """A scripted `gimp sweep` beside the test; killed at the end of the block, with all that it started."""
+    mine = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with output.open("wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPTED, "sweep", "--config", str(file)],
+            env=mine | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"},
+            cwd=ROOT,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+        )
+    command = Command(process, output)
+    try:
+        yield command
+    finally:
+        below = command.below() if process.poll() is None else []
+        process.kill()
+        process.wait()
+        kill(below)
+
+
+def test_asha_stops_trials_and_a_killed_trial_and_a_killed_sweep_go_on(store_path: Path, tmp_path: Path) -> None:
+    place = tmp_path / "sweep"
+    file = tmp_path / "sweep.yaml"
+    base = TINY | {"train": TINY["train"] | {"epochs": 4}, "checkpoint": {"every_steps": 1}, "cluster": {"num_cpus": 2}}
+    tree = {
+        "store": str(store_path),
+        "run": str(place),
+        "base": base | {"genes": {"encoder": "none"}},
+        "space": {"mask.ratio": {"grid": [0.7, 0.6, 0.5, 0.4, 0.3]}},
+        "search": "grid",
+        "scheduler": "asha",
+        "reduction": 2,
+        "concurrent": 2,
+    }
+    file.write_text(yaml.safe_dump(tree))
+    runs = [RunFolder(place / "trials" / f"t{number:03d}") for number in range(5)]
+    for run in (runs[0], runs[4]):
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        held(run).touch()
+
+    def over(*numbers: int) -> bool:
+        records = {record["number"]: record["status"] for record in read_records(str(place))}
+        return all(records.get(number) in ("done", "stopped") for number in numbers)
+
+    with sweeping(file, tmp_path / "first.txt") as first:
+        # in its third epoch, past two rungs
+        first.until(lambda: steps_logged(runs[0], "pretrain") >= 7)
+        os.kill(json.loads((runs[0].path / ".run.lock").read_text())["pid"], signal.SIGKILL)
+        first.until(lambda: len(runs[0].record()["attempts"]) > 3)
+        held(runs[0]).unlink()
+        first.until(lambda: over(0, 1, 2, 3) and steps_logged(runs[4], "pretrain") >= 2)
+        below = first.below()
+        first.process.kill()
+        first.process.wait()
+        said = first.output()
+    assert "t000: failed (its process is gone)" in said
+    assert not gone(below, 60)
+    held(runs[4]).unlink()
+    before = [run.record_file.read_bytes() for run in runs[:4]]
+    earlier = _steps(runs[4])[0]["time"]
+
+    with sweeping(file, tmp_path / "second.txt") as second:
+        said = second.succeeded()
+    assert "1 trial(s) to run, 4 are over" in said and "sweep: done" in said
+    # no trial that was over ran again, and the other one went on from its own checkpoint
+    assert [run.record_file.read_bytes() for run in runs[:4]] == before
+    assert _steps(runs[4])[0]["time"] == earlier
+    for run in (runs[0], runs[4]):
+        steps = [line["step"] for line in _steps(run)]
+        assert steps == list(range(1, len(steps) + 1))
+    rows = {row["trial"]: row for row in pq.read_table(place / "trials.parquet").to_pylist()}
+    assert rows["t000"]["status"] == "done" and rows["t000"]["epochs"] == 4
+    # the last one is stopped by what the killed command's trials had measured
+    for name in ("t002", "t003", "t004"):
+        assert (rows[name]["status"], rows[name]["epochs"]) == ("stopped", 1), rows
+    assert load_config(place / "best.yaml").mask.ratio == 0.7
+    assert (place / "sweep.md").exists() and not list((place / "ray").glob("tune-*"))
+
+
+def _steps(run: RunFolder) -> list[dict[str, Any]]:
+    return [line for line in read_lines(run.metrics_log("pretrain")) if line["kind"] == "step"]
+
+
+def test_in_a_population_a_worse_trial_takes_a_better_one_over(
+    cluster: None, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(on_tune, "_trainable", scripted.trainable)
+    base = changed(tiny, run=str(tmp_path / "sweep"), genes__encoder="none", train__epochs=6)
+    sweep = build_sweep(
+        {
+            "space": {"mask.ratio": {"uniform": [0.3, 0.7]}},
+            "scheduler": "pbt",
+            "interval": 1,
+            "trials": 2,
+            "concurrent": 2,
+        }
+    )
+    folder = search(base, sweep)
+    records = read_records(base.run or "")
+    assert [record["status"] for record in records] == ["done", "done"]
+    taken = [(record, step) for record in records for step in record["lineage"]]
+    assert taken, [record["reports"] for record in records]
+    for record, step in taken:
+        assert step["name"] != record["name"] and 0 < step["epoch"] < 6
+        assert 0.3 <= step["after"]["mask.ratio"] <= 0.7
+    # each is a run of its own, whose config is what it trained under
+    for record in records:
+        run = RunFolder(record["run"])
+        assert (
+            (run.stage_done("pretrain") and record["run"].endswith("-2"))
+            or not record["lineage"]
+            or len(record["lineage"]) > 1
+        )
+        assert load_config(run.config_file).mask.ratio == pytest.approx(record["params"]["mask.ratio"])
+    assert "population based training" in (folder / "sweep.md").read_text()
+
+
+def test_a_trial_that_cannot_go_on_is_reported_and_the_others_are_not_touched(
+    cluster: None, tiny: Config, tmp_path: Path
+) -> None:
+    base = changed(tiny, run=str(tmp_path / "sweep"), genes__encoder="none", train__epochs=1, finetune__init="scratch")
+    # a window so long that no memory holds it is refused by the trial, not by the config
+    sweep = build_sweep(
+        {
+            "space": {"train.lr": {"choice": [1e-3, 1e30]}},
+            "search": "grid",
+            "metric": "accuracy",
+            "max_failures": 1,
+            "probe": "knn",
+        }
+    )
+    folder = search(base, sweep)
+    good, bad = read_records(base.run or "")
+    assert good["status"] == "done" and bad["status"] == "failed" and "finite" in bad["reason"]
+    assert "Failed trials" in (folder / "sweep.md").read_text()
+    # one try, and one more
+    assert len(RunFolder(bad["run"]).record()["attempts"]) == 2
+
+
+# Below, Tune's own parts without a cluster.
+
+
+def finished(number: int, params: dict[str, Any], values: list[float], status: str = "done") -> dict[str, Any]:
+    figures = [dict.fromkeys(("auroc", "accuracy"), {"value": value, "low": None, "high": None}) for value in values]
+    reports = [{"epoch": 3**rung, "figures": one, "seconds": 1.0} for rung, one in enumerate(figures)]
+    return new_record("nowhere", number, params) | {"status": status, "reports": reports}
+
+
+@pytest.mark.parametrize("grace, reduction, epochs", [(1, 3, 20), (1, 2, 16), (4, 3, 100), (2, 4, 9), (1, 3, 1)])
+def test_trials_are_measured_where_asha_decides(grace: int, reduction: int, epochs: int) -> None:
+    sweep = SweepConfig(scheduler="asha", grace=grace, reduction=reduction)
+    scheduler = on_tune.scheduler_of(sweep, space_of(sweep), epochs)
+    rungs = sorted(int(milestone) for milestone, _ in scheduler._brackets[0]._rungs)
+    assert [rung for rung in rungs if rung < epochs] == rungs_of(sweep, epochs)[:-1]
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_scheduler_knows_what_trials_of_an_earlier_command_measured(name: str) -> None:
+    sweep = SweepConfig(scheduler=name, grace=1)  # type: ignore[arg-type]
+    records = [finished(number, {}, [0.8, 0.9, 0.9]) for number in range(4)]
+    primed, fresh = (on_tune.scheduler_of(sweep, [], 9) for _ in range(2))
+    on_tune.prime(primed, records, "auroc")
+    decisions = []
+    for scheduler in (primed, fresh):
+        trial = on_tune.Past("new")
+        with contextlib.suppress(NotImplementedError):
+            scheduler.on_trial_add(None, trial)
+        controller = type("Controller", (), {"get_live_trials": lambda self: []})()
+        decisions.append(scheduler.on_trial_result(controller, trial, {"epoch": 1, "auroc": 0.5}))
+    assert decisions == [ASHAScheduler.STOP, ASHAScheduler.CONTINUE]
+
+
+def test_optuna_goes_on_from_the_records(tmp_path: Path) -> None:
+    sweep = build_sweep({"space": {"train.lr": {"loguniform": [1e-5, 1e-1]}}, "search": "optuna", "trials": 40})
+    space = space_of(sweep)
+    setting = Setting(str(tmp_path), {}, sweep, None, "one")
+    lrs = [10 ** (-5 + 4 * number / 19) for number in range(20)]
+    # the best rate is 1e-4
+    records = [finished(n, {"train.lr": lr}, [1 - abs(_log(lr) + 4) / 4]) for n, lr in enumerate(lrs)]
+    records.append(new_record(str(tmp_path), 20, {"train.lr": 0.05}))
+    searcher = on_tune.Suggested(setting, space, records)
+    told = searcher._optuna._ot_study.get_trials(deepcopy=False)
+    assert [one.value for one in told if one.value is not None] == [
+        r["reports"][0]["figures"]["auroc"]["value"] for r in records[:20]
+    ]
+    # first what was begun and is not over, under its own name
+    assert searcher.suggest("a") == {"trial": {"name": "t020", "params": {"train.lr": 0.05}}}
+    found = []
+    for number in range(12):
+        trial = searcher.suggest(f"b{number}")["trial"]  # type: ignore[index]
+        assert trial["name"] == f"t{21 + number:03d}"
+        assert read_record(str(tmp_path), trial["name"])["params"] == trial["params"]
+        found.append(trial["params"]["train.lr"])
+    # it has learnt from what it was told: of a search that knows nothing a quarter lies there
+    assert sum(10**-4.5 < lr < 10**-3.5 for lr in found) >= 8
+
+
+def test_optuna_does_not_begin_with_the_same_suggestions_again(tmp_path: Path) -> None:
+    sweep = build_sweep({"space": {"train.lr": {"loguniform": [1e-5, 1e-1]}}, "search": "optuna"})
+    setting = Setting(str(tmp_path), {}, sweep, None, "one")
+    first = on_tune.Suggested(setting, space_of(sweep), [])
+    params = [first.suggest(f"a{number}")["trial"]["params"] for number in range(3)]  # type: ignore[index]
+    again = on_tune.Suggested(setting, space_of(sweep), [])
+    assert [again.suggest(f"a{n}")["trial"]["params"] for n in range(3)] == params  # type: ignore[index]
+    records = [finished(number, one, [0.5]) for number, one in enumerate(params)]
+    then = on_tune.Suggested(setting, space_of(sweep), records)
+    assert then.suggest("b")["trial"]["params"] not in params  # type: ignore[index]
+
+
+def _log(value: float) -> float:
+    import math
+
+    return math.log10(value)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import yaml
 
 from gimp_ray.cli_options import ANY_KEYS, overrides_of
 
@@ -59,8 +58,7 @@ def table(
     tree = spec.model_dump()
     # keys of the command line win over the file, and both over the table
     given = flatten(read_yaml(local_file(config))) if config is not None else {}
-    given |= {key: yaml.safe_load(value) for key, value in overrides_of(ctx.args).items()}
-    given |= {"store": store} if store else {}
+    given |= overrides_of(ctx.args) | ({"store": store} if store else {})
     tree["base"] = flatten(tree["base"]) | given
     tree |= {name: value for name, value in (("folds", folds), ("seeds", seeds)) if value is not None}
     spec = build_table(tree, table)
@@ -70,6 +68,8 @@ def table(
     if dry_run:
         click.echo(missing_text(planned))
         return
+    for name, why in planned.left_out.items():
+        click.echo(f"left out: {name}: {why}")
     click.echo(f"table: {len(planned.missing)} of {len(planned.grid.cells)} runs to do")
     result = make_table(planned, Room(concurrent, cpus_per_run, gpus_per_run))
     for one in result["missing"]:

@@ -107,21 +107,30 @@ def plan_grid(table: TableSpec, store: CohortStore, out: str) -> Grid:
     return Grid(cells, shared)
 
 
-def rows_left_out(table: TableSpec) -> dict[str, str]:
-    """Rows that need a config key which is not set, with the reason.
+def rows_left_out(table: TableSpec, store: CohortStore) -> dict[str, str]:
+    """Rows whose method this store, target or config does not allow, with the reason.
 
     Raises:
-        ConfigError: a row's config cannot be used, or it needs a key that does not exist.
+        ConfigError: a row's config cannot be used.
     """
-    left: dict[str, str] = {}
-    for row in table.rows:
-        values = flatten(_row_config(table, row).model_dump())
-        for key in row.needs:
-            if key not in values:
-                raise ConfigError(f"row '{row.name}' needs '{key}', which is no config key", found=key)
-            if values[key] is None:
-                left[row.name] = f"{key} is not set"
-    return left
+    why = {row.name: _why_left_out(_row_config(table, row), store) for row in table.rows}
+    return {name: reason for name, reason in why.items() if reason is not None}
+
+
+def _why_left_out(config: Config, store: CohortStore) -> str | None:
+    recipe = config.method.recipe
+    there = {"patches": store.dim is not None, "genes": store.num_genes > 0}
+    needs = ("patches",) if recipe is None else recipe.needs
+    if recipe is None and config.objective.name != "gimp":
+        needs = ("patches", "genes")
+    for modality in needs:
+        if not there[modality]:
+            return f"the store has no {modality}"
+    if recipe is not None and config.target.kind not in recipe.kinds:
+        return recipe.why_not
+    if recipe is not None and recipe.sets and config.genes.sets is None:
+        return "genes.sets is not set"
+    return None
 
 
 def missing(steps: Iterable[Step]) -> dict[str, str]:

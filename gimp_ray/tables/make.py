@@ -29,6 +29,8 @@ from gimp_ray.tables.reading import read_table
 from gimp_ray.tables.spec import TableSpec, slug_of, without_rows
 from gimp_ray.tables.writing import caption, csv_text, markdown_page
 
+ROWS_FIGURE = "Rows with their 95 % intervals; dotted the first row, hollow the paper's figure"
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -65,7 +67,7 @@ def plan_table(table: TableSpec, out: str | Path) -> Planned:
     store = CohortStore.open(str(store_path))
     place = as_place(out)
     place = place if is_uri(place) else str(Path(place).resolve())
-    left_out = rows_left_out(table)
+    left_out = rows_left_out(table, store)
     kept = without_rows(table, left_out) if left_out else table
     grid = plan_grid(kept, store, place)
     check_same(grid.cells, store)
@@ -108,7 +110,7 @@ def make_table(planned: Planned, room: Room) -> dict[str, Any]:
 
 def write_table(planned: Planned, result: dict[str, Any], folder: Path) -> None:
     """All forms of a table, into a local folder."""
-    figures = {save_figure(rows_figure(result), folder / "table.png").name: "Rows with their 95 % intervals"}
+    figures = {save_figure(rows_figure(result), folder / "table.png").name: ROWS_FIGURE}
     figures |= _maps(planned, result, folder)
     command = f"gimp table {shlex.quote(planned.out + '/table.yaml')} --out {shlex.quote(planned.out)}"
     write_text(folder / "table.md", markdown_page(result, figures, command))

@@ -48,7 +48,6 @@ class RowSpec(Section):
     after: str | None = Field(
         None, description="another row, whose pre-trained model this one is fine-tuned from; it must differ after that"
     )
-    needs: list[str] = Field([], description="config keys without which the row is left out, and the caption says so")
     note: str = Field("", description="a sentence under the table")
 
     @field_validator("paper")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,7 +13,7 @@ from gimp_ray.config_files import load_config, to_yaml
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.run_folder import RunFolder
 from gimp_ray.tables.cells import check_same, missing, needed, plan_grid, rows_left_out, seconds_of
-from gimp_ray.tables.spec import TableSpec, build_table
+from gimp_ray.tables.spec import build_table
 from tests.tables.made import finished, table_of
 
 
@@ -165,13 +166,26 @@ def test_folds_the_store_does_not_have_are_refused(store_path: Path, store: Coho
     assert [cell.fold for cell in every.cells] == [0, 1, 2, 3, 4]
 
 
-def test_a_row_that_needs_what_is_not_set_is_left_out(store_path: Path) -> None:
-    table: TableSpec = table_of(store_path, {"name": "a"}, {"name": "mcat", "needs": ["genes.sets"]})
-    assert rows_left_out(table) == {"mcat": "genes.sets is not set"}
+def test_rows_that_this_store_or_target_does_not_allow_are_left_out_with_the_reason(
+    store_path: Path, store: CohortStore
+) -> None:
+    rows = [{"name": name, "config": {"method.name": name}} for name in ("abmil", "mcat", "clam_sb", "snn")]
+    table = table_of(store_path, *rows)
+    assert rows_left_out(table, store) == {"mcat": "genes.sets is not set"}
     given = build_table(table.model_dump() | {"base": {**table.base, "genes.sets": "sets.gmt"}})
-    assert rows_left_out(given) == {}
-    with pytest.raises(ConfigError, match="no config key"):
-        rows_left_out(table_of(store_path, {"name": "a", "needs": ["genes.gmt"]}))
+    assert rows_left_out(given, store) == {}
+    survival = build_table(table.model_dump() | {"base": {**given.base, "target.kind": "survival"}})
+    assert list(rows_left_out(survival, store)) == ["clam_sb"]
+
+
+def test_methods_that_need_what_the_store_lacks_are_left_out(store_path: Path) -> None:
+    rows = [{"name": name, "config": {"method.name": name}} for name in ("gimp", "abmil", "snn", "porpoise")]
+    contrast = {"name": "mgca", "config": {"objective.name": "mgca"}}
+    table = table_of(store_path, *rows, contrast)
+    genes = cast(CohortStore, SimpleNamespace(dim=None, num_genes=10))
+    assert set(rows_left_out(table, genes)) == {"gimp", "abmil", "porpoise", "mgca"}
+    patches = cast(CohortStore, SimpleNamespace(dim=8, num_genes=0))
+    assert set(rows_left_out(table, patches)) == {"snn", "porpoise", "mgca"}
 
 
 def test_a_run_s_time_includes_what_it_shares(store_path: Path, store: CohortStore, tmp_path: Path) -> None:

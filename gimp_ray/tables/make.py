@@ -21,12 +21,13 @@ from gimp_ray.errors import ConfigError
 from gimp_ray.places import is_uri
 from gimp_ray.reports.figures import save_figure
 from gimp_ray.run_folder import RunFolder, as_place, write_json, write_text
-from gimp_ray.tables.cells import Grid, check_same, missing, needed, plan_grid, rows_left_out
+from gimp_ray.tables.cells import Grid, plan_grid, rows_left_out
 from gimp_ray.tables.drawing import read_vectors, rows_figure, save_image, tsne_panel
 from gimp_ray.tables.grid import Room, run_steps
 from gimp_ray.tables.latex import latex_table
 from gimp_ray.tables.reading import read_table
 from gimp_ray.tables.spec import TableSpec, slug_of, without_rows
+from gimp_ray.tables.state import check_same, missing, needed
 from gimp_ray.tables.writing import caption, csv_text, markdown_page
 
 ROWS_FIGURE = "Rows with their 95 % intervals; dotted the first row, hollow the paper's figure"

@@ -1,7 +1,8 @@
 """The table's numbers, read from the runs' folders: plain data that every form of the table is written from.
 
 The reference rows (genes alone, mean-pooled patches) stand in every table; their predictions come from the first row
-whose runs have them, fold by fold. Patients are those of the store's case table. Left out: drawing and writing.
+whose runs have them, fold by fold. With `evaluate.missing` a row is followed by what it says without a modality.
+Patients are those of the store's case table. Left out: drawing and writing.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.cohort.splits import patient_column
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
-from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL_MLP
 from gimp_ray.run_folder import RunFolder, read_json
-from gimp_ray.tables.cells import Cell, Grid, seconds_of
+from gimp_ray.tables.cells import Cell, Grid
 from gimp_ray.tables.pooled import Draw, RunScores, draw_patients, pooled_difference, pooled_intervals
 from gimp_ray.tables.scores import score
 from gimp_ray.tables.spec import SHOWN, TableSpec
+from gimp_ray.tables.state import missing_modality, seconds_of
 
-REFERENCES = (GENES_ALONE, MEAN_POOL_MLP)
 REFERENCE_GROUP = "Reference rows"
 
 
@@ -79,7 +79,7 @@ def read_table(table: TableSpec, grid: Grid, store: CohortStore, missing: Mappin
                 "group": row.group,
                 "note": "" if spec is None else spec.note,
                 "paper": {} if spec is None else dict(spec.paper),
-                "reference": spec is None,
+                "reference": row.group == REFERENCE_GROUP and spec is None,
                 "runs": len(row.tables),
                 "figures": pooled_intervals(scores[row.name]),
                 "difference_to_first": {} if is_first else pooled_difference(scores[row.name], first),
@@ -110,20 +110,27 @@ def read_table(table: TableSpec, grid: Grid, store: CohortStore, missing: Mappin
 
 
 def _rows(table: TableSpec, done: Sequence[Cell], config: Config) -> list[_Tables]:
-    rows = {row.name: _Tables(row.name, row.group) for row in table.rows}
-    references = {name: _Tables(name, REFERENCE_GROUP) for name in REFERENCES}
-    part = config.evaluate.part
+    """The table's rows, each followed by what it says without a modality, then the reference rows."""
+    rows = {row.name: {"": _Tables(row.name, row.group)} for row in table.rows}
+    references: dict[str, _Tables] = {}
     for cell in done:
         which, run = (cell.fold, cell.seed), RunFolder(cell.step.place)
-        rows[cell.row.name].tables[which] = _reported(_table(run, "predictions.parquet"), part)
-        rows[cell.row.name].seconds.append(seconds_of(cell))
-        if (run.evaluation / "reference_predictions.parquet").exists():
-            fitted = _table(run, "reference_predictions.parquet")
-            for name, reference in references.items():
-                chosen = _reported(fitted.filter(pc.equal(fitted["method"], name)), part)
-                if chosen.num_rows:
-                    reference.tables.setdefault(which, chosen)
-    return [*rows.values(), *references.values()]
+        own = rows[cell.row.name]
+        own[""].tables[which] = _reported(_table(run, "predictions.parquet"), config.evaluate.part)
+        own[""].seconds.append(seconds_of(cell))
+        if not (run.evaluation / "reference_predictions.parquet").exists():
+            continue
+        beside = _table(run, "reference_predictions.parquet")
+        for method in dict.fromkeys(beside["method"].to_pylist()):
+            chosen = _reported(beside.filter(pc.equal(beside["method"], method)), config.evaluate.part)
+            without = missing_modality(method)
+            if without is None:
+                place = references.setdefault(method, _Tables(method, REFERENCE_GROUP))
+            else:
+                place = own.setdefault(without, _Tables(f"{cell.row.name}, {without} missing", cell.row.group))
+            if chosen.num_rows:
+                place.tables.setdefault(which, chosen)
+    return [*(one for own in rows.values() for one in own.values()), *references.values()]
 
 
 def _scores(row: _Tables, kind: str, patients: Mapping[str, str], draw: Draw | None) -> list[RunScores]:

@@ -60,7 +60,22 @@ def finished(cell: Cell, store: CohortStore, seed: int, references: bool = True,
         ]
         pq.write_table(pa.concat_tables(tables), run.evaluation / "reference_predictions.parquet")
         rows += [{"method": GENES_ALONE}, {"method": MEAN_POOL_MLP}]
+    if config.evaluate.missing:
+        add_missing_rows(run, parts, store, config.evaluate.missing, rows)
     (run.evaluation / "metrics.json").write_text(json.dumps({"kind": "class", "rows": rows, "notes": []}))
+
+
+def add_missing_rows(
+    run: RunFolder, parts: Mapping[str, str], store: CohortStore, missing: Sequence[str], rows: list[dict[str, Any]]
+) -> None:
+    """What the row says without a modality, as `evaluate.missing` writes it: beside the reference rows."""
+    file = run.evaluation / "reference_predictions.parquet"
+    tables = [pq.read_table(file)] if file.exists() else []
+    for number, modality in enumerate(missing):
+        name = f"GiMP, {modality} missing"
+        tables.append(pa.table({"method": [name] * len(parts), **columns_of(store, parts, 500 + number)}))
+        rows.append({"method": name})
+    pq.write_table(pa.concat_tables(tables), file)
 
 
 def columns_of(store: CohortStore, parts: Mapping[str, str], seed: int) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from gimp_ray.tables.drawing import rows_figure
 from gimp_ray.tables.grid import Room
 from gimp_ray.tables.latex import latex_table
 from gimp_ray.tables.make import Planned, make_table, plan_table
+from gimp_ray.tables.spec import build_table
 from tests.tables.made import CLASSES, finished, reported, table_of
 
 ROWS: list[dict[str, Any]] = [
@@ -216,6 +217,27 @@ def test_transductive_rows_are_flagged_in_every_caption(store_path: Path, tmp_pa
     for name in ("table.md", "table.tex"):
         assert "TRANSDUCTIVE" in (tmp_path / "out" / name).read_text()
         assert "not their labels) in sees all;" in (tmp_path / "out" / name).read_text()
+
+
+def test_a_row_is_followed_by_what_it_says_without_a_modality(store_path: Path, tmp_path: Path, undrawn: None) -> None:
+    """The runs call all of them GiMP; the table names them after their rows."""
+    rows = [{"name": "a", "group": "x", "config": {"evaluate.missing": ["images", "genes"]}}, {"name": "b"}]
+    table = table_of(store_path, *rows)
+    store = CohortStore.open(store_path)
+    for number, cell in enumerate(plan_table(table, tmp_path / "out").grid.cells):
+        finished(cell, store, number)
+    found = make_table(plan_table(table, tmp_path / "out"), Room())
+    assert [(row["name"], row["group"], row["reference"]) for row in found["rows"]] == [
+        ("a", "x", False),
+        ("a, images missing", "x", False),
+        ("a, genes missing", "x", False),
+        ("b", "", False),
+        (GENES_ALONE, "Reference rows", True),
+        (MEAN_POOL_MLP, "Reference rows", True),
+    ]
+    # asked for later, it is evaluated again
+    asked = build_table(table.model_dump() | {"base": table.base | {"evaluate.missing": ["genes"]}})
+    assert list(plan_table(asked, tmp_path / "out").missing.values()) == ["evaluated without the row for missing genes"]
 
 
 def test_maps_are_drawn_of_the_rows_that_have_cls_pat(own: Planned) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a run: confusion matrix, map of CLS_pat, training curves.
+"""Figures of a run: confusion matrix, Kaplan-Meier curves, map of CLS_pat, training curves.
 
 Made with Matplotlib's objects and not with pyplot, so that nothing is global and no display is needed. Colours are
 those of Okabe and Ito, told apart with any colour vision. Left out: attention maps.
@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from sklearn.manifold import TSNE
 
+from gimp_ray.evaluation.kaplan_meier import kaplan_meier
 from gimp_ray.run_folder import whole_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
@@ -52,6 +53,39 @@ def confusion_figure(labels: Sequence[str], predicted: Sequence[str], classes: S
     axes.set_title(title, fontsize=10)
     axes.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    return figure
+
+
+def survival_figure(time: Sequence[float], event: Sequence[bool], risk: Sequence[float], title: str) -> Figure:
+    """Kaplan-Meier curves of the half of the cases with the higher predicted risk and of the other half.
+
+    The halves are cut at the median risk of these cases; a case at the median is in the lower half. Ticks are censored
+    cases.
+
+    Args:
+        time: to the event or to the last follow-up, in the unit of the case table.
+        event: whether the event was seen.
+        risk: predicted, higher = earlier event.
+        title: of the figure.
+    """
+    time_N, event_N, risk_N = np.asarray(time, np.float64), np.asarray(event, np.bool_), np.asarray(risk, np.float64)
+    figure = Figure(figsize=(6.0, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    higher_N = risk_N > np.median(risk_N)
+    halves = {"lower risk": (~higher_N, COLOURS[0]), "higher risk": (higher_N, COLOURS[1])}
+    for name, (half_N, colour) in halves.items():
+        if not half_N.any():
+            continue
+        curve = kaplan_meier(time_N[half_N], event_N[half_N])
+        shown = f"{name} ({int(half_N.sum())} cases, {int(event_N[half_N].sum())} events)"
+        ends = np.append(curve.time, time_N[half_N].max()), np.append(curve.share, curve.share[-1])
+        axes.step(*ends, where="post", color=colour, label=shown)
+        axes.plot(curve.censored, curve.censored_share, "|", color=colour, markersize=8)
+    axes.set(xlabel="time (unit of the case table)", ylabel="share without an event", ylim=(-0.03, 1.03))
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -176,7 +210,7 @@ def _is_loss(name: str) -> bool:
 
 
 def _is_share(name: str) -> bool:
-    return name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc") or name.startswith("active")
+    return name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "cindex") or name.startswith("active")
 
 
 def _style(kind: str) -> str:

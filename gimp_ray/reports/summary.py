@@ -11,14 +11,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gimp_ray.recipes import RECIPES
 from gimp_ray.reports import tables
-from gimp_ray.reports.figures import confusion_figure, curves_figure, save_figure, tsne_figure
+from gimp_ray.reports.figures import confusion_figure, curves_figure, save_figure, survival_figure, tsne_figure
 from gimp_ray.reports.reading import RunData, read_run, vectors
 from gimp_ray.run_folder import STAGES, RunFolder, read_json, write_text
 
 EMBEDDING_TITLES = {
     "pretrain": "CLS_pat after pre-training, by case",
     "finetune": "CLS_pat after fine-tuning, by case",
+}
+AIMS = {
+    "class": "tell the classes apart",
+    "labels": "say which labels a case has",
+    "survival": "say which case has its event earlier",
+}
+HOW_TO_READ = {
+    "class": "all figures are between 0 and 1, and larger is better.",
+    "labels": "0.5 is the AUROC of guessing, and the share of cases with a label its average precision of guessing.",
+    "survival": "the C-index is the share of comparable pairs of patients whose order is right; 0.5 is guessing.",
 }
 
 
@@ -60,15 +71,21 @@ def _draw(run: RunData) -> dict[str, str]:
     folder = RunFolder(run.path).figures
     drawn: dict[str, str] = {}
     note = " (transductive run)" if run.transductive else ""
-    table, classes = run.predictions, _classes(run)
-    if table is not None and table.num_rows:
-        part = (run.metrics or {}).get("part", "test")
-        rows = [row for row in table.select(["part", "label", "predicted"]).to_pylist() if row["part"] in (part, None)]
-        if rows:
-            labels, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
-            figure = confusion_figure(labels, predicted, classes, f"GiMP, {part} cases{note}")
-            drawn[save_figure(figure, folder / "confusion_matrix.png").name] = f"Confusion matrix of the {part} cases"
+    classes, part = _classes(run), (run.metrics or {}).get("part", "test")
+    rows = [] if run.predictions is None else [r for r in run.predictions.to_pylist() if r["part"] in (part, None)]
+    title = f"{_method(run)}, {part} cases{note}"
+    if rows and "predicted" in rows[0]:
+        figure = confusion_figure([r["label"] for r in rows], [r["predicted"] for r in rows], classes, title)
+        drawn[save_figure(figure, folder / "confusion_matrix.png").name] = f"Confusion matrix of the {part} cases"
+    if rows and "risk" in rows[0]:
+        figure = survival_figure(
+            [r["time"] for r in rows], [r["event"] for r in rows], [r["risk"] for r in rows], title
+        )
+        what = f"Kaplan-Meier curves of the {part} cases, the half with the higher predicted risk and the other half"
+        drawn[save_figure(figure, folder / "survival_curves.png").name] = what
     for stage, embedding in run.embeddings.items():
+        if "cls_pat" not in embedding.column_names:
+            continue
         title = EMBEDDING_TITLES[stage] + note
         labels = embedding["label"].to_pylist()
         figure = tsne_figure(
@@ -99,10 +116,14 @@ def _head(run: RunData) -> str:
 
 def _what_was_run(run: RunData) -> str:
     lines = ["## What was run", ""]
-    lines.append(
-        "GiMP learns one vector per patient from slide patches and gene expression: first a gene encoder, then "
-        "pre-training on both together, then fine-tuning to tell the classes apart."
-    )
+    aim = AIMS[tables.kind_of({"kind": run.setting("target.kind") or "class"})]
+    if _method(run) == "GiMP":
+        lines.append(
+            "GiMP learns one vector per patient from slide patches and gene expression: first a gene encoder, then "
+            f"pre-training on both together, then fine-tuning to {aim}."
+        )
+    else:
+        lines.append(f"{_method(run)}, a method that GiMP is compared with, was trained to {aim}.")
     attempts = run.record.get("attempts") or []
     if attempts:
         last = attempts[-1]
@@ -117,6 +138,11 @@ def _what_was_run(run: RunData) -> str:
             f"precision {run.setting('train.precision')}."
         )
     return "\n".join(lines)
+
+
+def _method(run: RunData) -> str:
+    name = run.setting("method.name") or "gimp"
+    return RECIPES[name].title if name in RECIPES else "GiMP"
 
 
 def _how_it_went(run: RunData, attempts: list[dict[str, Any]]) -> str:
@@ -194,18 +220,22 @@ def _results(run: RunData) -> str:
     if not run.metrics or not run.metrics.get("rows"):
         return "## Results\n\nNot evaluated yet: run `gimp evaluate`."
     notes = (
-        "How to read it: the reference rows are simple methods, fitted on the same training cases. *Genes alone* is "
-        "often nearly as good as anything (RNA separates LUAD from LUSC almost perfectly), and *mean-pooled patches* "
-        "shows what an image gives without attention. Where intervals overlap widely, this many patients cannot tell "
-        "the methods apart. The intervals hold for other patients, not for other seeds or splits."
+        f"How to read it: {HOW_TO_READ[tables.kind_of(run.metrics)]} The reference rows are simple methods, fitted on "
+        "the same training cases. *Genes alone* is often nearly as good as anything (RNA separates LUAD from LUSC "
+        "almost perfectly), and *mean-pooled patches* shows what an image gives without attention. Where intervals "
+        "overlap widely, this many patients cannot tell the methods apart. The intervals hold for other patients, not "
+        "for other seeds or splits."
     )
+    said = "".join(f"\n- {note}" for note in run.metrics.get("notes") or [])
+    said = f"\n\nNotes:\n{said}" if said else ""
     missing = (
         ""
         if len(run.metrics["rows"]) > 1
         else "\n\nThe reference rows were switched off; without them the figure cannot be judged."
     )
     results = tables.results_table(run.metrics, run.transductive)
-    return f"## Results\n\n{results}\n\n{notes}{missing}\n\n{tables.recall_table(run.metrics, run.transductive)}"
+    detail = tables.detail_table(run.metrics, run.transductive)
+    return f"## Results\n\n{results}\n\n{notes}{missing}{said}" + (f"\n\n{detail}" if detail else "")
 
 
 def _pictures(figures: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Markdown tables of a summary: results, recall by class, time by stage, and the choices of the run.
+"""Markdown tables of a summary: results, figures by class or label, time by stage, and the choices of the run.
 
 A transductive run is named one in the caption of every table of results. Left out: the text around them (`summary.py`).
 """
@@ -15,6 +15,12 @@ TRANSDUCTIVE = (
     "Do not compare with runs that did not.**"
 )
 METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
+# kind of target -> its figures
+METRICS_OF = {
+    "class": METRICS,
+    "labels": {"auroc": "AUROC, mean over labels", "average_precision": "average precision, mean over labels"},
+    "survival": {"c_index": "C-index"},
+}
 # what the paper states, to be read beside what the run used
 GIVEN = {
     "window.length": ("window length L, patches", 6000),
@@ -68,8 +74,33 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def results_table(metrics: dict[str, Any], transductive: bool) -> str:
     """All methods side by side, caption first."""
-    rows = [[row["method"], *(interval_text(row.get(name)) for name in METRICS)] for row in metrics.get("rows", [])]
-    return f"{caption(metrics, transductive)}\n\n{markdown_table(['method', *METRICS.values()], rows)}"
+    names = METRICS_OF[kind_of(metrics)]
+    rows = [[row["method"], *(interval_text(row.get(name)) for name in names)] for row in metrics.get("rows", [])]
+    return f"{caption(metrics, transductive)}\n\n{markdown_table(['method', *names.values()], rows)}"
+
+
+def kind_of(metrics: dict[str, Any] | None) -> str:
+    """The kind of target that metrics are of; those that do not say are of a class."""
+    return str((metrics or {}).get("kind", "class"))
+
+
+def detail_table(metrics: dict[str, Any], transductive: bool) -> str | None:
+    """Figures by class or by label, caption first; None of survival."""
+    kind = kind_of(metrics)
+    if kind == "class":
+        return recall_table(metrics, transductive)
+    return label_table(metrics, transductive) if kind == "labels" else None
+
+
+def label_table(metrics: dict[str, Any], transductive: bool) -> str:
+    """AUROC of every label for every method, caption first."""
+    methods = [row["method"] for row in metrics["rows"]]
+    rows = []
+    for label, first in metrics["rows"][0]["labels"].items():
+        found = [interval_text(row["labels"][label]["auroc"]) for row in metrics["rows"]]
+        rows.append([label, f"{first['n_positive']} of {first['n_known']}", *found])
+    head = ["label", "cases with it, of those known", *methods]
+    return f"AUROC by label. {caption(metrics, transductive)}\n\n{markdown_table(head, rows)}"
 
 
 def recall_table(metrics: dict[str, Any], transductive: bool) -> str:
@@ -90,6 +121,11 @@ def caption(metrics: dict[str, Any], transductive: bool) -> str:
         f"({metrics.get('scheme', '?')}), n = {metrics.get('n_cases', '?')}. In brackets the 95 % interval over "
         f"patients ({metrics.get('resamples', '?')} bootstrap resamples)."
     )
+    if kind_of(metrics) == "survival" and metrics.get("rows"):
+        text += f" {metrics['rows'][0]['n_events']} of the cases had an event."
+    absent = (metrics.get("left_out") or {}).get(metrics.get("part"), 0)
+    if absent:
+        text += f" {absent} more whose truth is not known are not counted."
     return f"{text} {TRANSDUCTIVE}" if transductive else text
 
 

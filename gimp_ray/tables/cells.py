@@ -31,6 +31,9 @@ from gimp_ray.tables.spec import RowSpec, TableSpec, slug_of
 # what a stage `pretrain` depends on, and so what rows must share that stand on one pre-trained model
 PRETRAINING = ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model", "objective"]
 
+# a run of a table trains in its task, unless the table says otherwise
+IN_ITS_TASK = {"train.workers": 0}
+
 
 @dataclass(frozen=True)
 class Step:
@@ -182,7 +185,7 @@ def _row_config(table: TableSpec, row: RowSpec) -> Config:
                 f"row '{row.name}' sets '{key}', which the table sets", found=key, fix="remove it from the row"
             )
     try:
-        return with_absolute_paths(load_config(None, flatten(table.base) | flatten(row.config)))
+        return with_absolute_paths(load_config(None, IN_ITS_TASK | flatten(table.base) | flatten(row.config)))
     except ConfigError as error:
         raise ConfigError(
             f"row '{row.name}': {error.what}",

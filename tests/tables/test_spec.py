@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from gimp_ray.cohort import CohortStore
 from gimp_ray.config_files import flatten, load_config
 from gimp_ray.errors import ConfigError
 from gimp_ray.recipes import RECIPES
+from gimp_ray.tables.cells import plan_grid
 from gimp_ray.tables.spec import build_table, chosen_rows, load_table, presets
 
 ROWS: list[dict[str, Any]] = [{"name": "GiMP"}, {"name": "short", "config": {"window": {"length": 1500}}}]
@@ -69,3 +73,15 @@ def test_table1_has_every_compared_method_and_objective() -> None:
     configs = [load_config(None, flatten(row.config)) for row in load_table("table1").rows]
     assert {config.method.name for config in configs} == {"gimp", *RECIPES}
     assert {config.objective.name for config in configs} == {"gimp", "mgca", "biovil", "refers", "tangle"}
+
+
+def test_the_example_of_the_page_is_a_table(store_path: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tables.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    table = build_table(yaml.safe_load(example))
+    table = build_table(table.model_dump() | {"base": table.base | {"store": str(store_path)}})
+    cells = plan_grid(table, CohortStore.open(store_path), str(tmp_path)).cells
+    assert len(cells) == 4 * 5 * 3
+    # in its task's process, unless the table says otherwise
+    assert {cell.step.config.train.workers for cell in cells} == {0}
+    assert cells[0].step.config.window.length == 2048 and cells[0].step.config.train.epochs == 50

@@ -12,10 +12,19 @@ from numpy.typing import NDArray
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
+from gimp_ray.tasks.targets import Target, known_parts
 
 
-def parts_of(config: Config, store: CohortStore, parts: Sequence[str] | None) -> dict[str, str | None]:
+def parts_of(
+    config: Config, store: CohortStore, parts: Sequence[str] | None, target: Target | None
+) -> dict[str, str | None]:
     """The cases of some parts of the config's split, each with its part; all cases of the store, with None, for None.
+
+    Args:
+        config: its `split` is read.
+        store: what the cases are in.
+        parts: names of parts.
+        target: cases of the parts whose truth it does not know are left out; None leaves none out.
 
     Raises:
         InputError: there is no case in these parts.
@@ -23,10 +32,16 @@ def parts_of(config: Config, store: CohortStore, parts: Sequence[str] | None) ->
     if parts is None:
         return dict.fromkeys(store.cases["case_id"].to_pylist())
     split = store.split(config.split.scheme, config.split.fold)
-    found: dict[str, str | None] = {case: name for name in parts for case in getattr(split, name)}
+    cases: dict[str, tuple[str, ...]] = {name: getattr(split, name) for name in parts}
+    if target is not None:
+        cases = known_parts(target, cases)
+    found: dict[str, str | None] = {case: name for name, ids in cases.items() for case in ids}
     if not found:
         raise InputError(
-            "no case to embed", file=store.path, found=f"empty parts {list(parts)}", fix="choose other parts"
+            "no case to embed",
+            file=store.path,
+            found=f"parts {list(parts)} without a case whose truth is known",
+            fix="choose other parts",
         )
     return found
 

@@ -109,9 +109,10 @@ class CohortPrediction:
     Args:
         config: the run's config as plain data; its `store` is read.
         model: the model file (`.safetensors`, its card beside it), here or in object storage.
-        out: Parquet file to write, here or in object storage: case_id, part, the truth, mean_patch where the store has
-            patches, and the target's predictions.
-        parts: parts of the config's split; None takes every case of the store, and part is then null.
+        out: Parquet file to write, here or in object storage: case_id, part, label, what of the truth the store has,
+            mean_patch where it has patches, and the target's predictions.
+        parts: parts of the config's split, without the cases whose truth the target does not know; None takes every
+            case of the store, and part is then null.
     """
 
     name = "embed"
@@ -124,7 +125,7 @@ class CohortPrediction:
     @cached_property
     def part_of(self) -> dict[str, str | None]:
         """The cases, with the part each stands in."""
-        return parts_of(self.config, self.store, self.parts)
+        return parts_of(self.config, self.store, self.parts, self.saved.target)
 
     @cached_property
     def saved(self) -> SavedMethod:
@@ -137,13 +138,14 @@ class CohortPrediction:
         # the mean patch of a case stands in the table whether the method reads patches or not
         read = tuple(dict.fromkeys([*saved.needs, *(["patches"] if self.store.dim is not None else [])]))
         columns = None if saved.genes is None else saved.genes.columns
+        label_of = {str(index.case_ids[case]): self.store.classes[index.labels[case]] for case in mine}
         records: list[Record] = []
         for ids, batch in whole_cases(self.store, index, mine, read, self.config.feed, world.device, columns):
             mean_patch = {}
             if "patches" in batch:
                 mean_patch = {"mean_patch": batch["patches"][0].mean(dim=0, dtype=torch.float32).cpu().numpy()}
             records += [
-                {"case_id": case, "predictions": row_P.cpu().tolist(), **mean_patch}
+                {"case_id": case, "label": label_of[case], "predictions": row_P.cpu().tolist(), **mean_patch}
                 for case, row_P in zip(ids, saved.predict(batch), strict=True)
             ]
         return records
@@ -154,8 +156,9 @@ class CohortPrediction:
         columns: dict[str, Any] = {
             "case_id": pa.array(ids, pa.string()),
             "part": pa.array([self.part_of[case] for case in ids], pa.string()),
-            **target.truths(ids),
+            "label": pa.array([record["label"] for record in ordered], pa.string()),
         }
+        columns |= target.truths(ids)
         if "mean_patch" in ordered[0]:
             columns["mean_patch"] = vectors([record["mean_patch"] for record in ordered])
         predictions = np.array([record["predictions"] for record in ordered])

@@ -24,7 +24,7 @@ from gimp_ray.recipes import RECIPES
 from gimp_ray.tasks.gene_values import GeneValues, fit_gene_values, num_values, set_layout
 from gimp_ray.tasks.methods import METHODS, Phase, Sizes, answer
 from gimp_ray.tasks.planned import PlannedTask, shared_out
-from gimp_ray.tasks.targets import Target, batch_arrays, check_target, make_target
+from gimp_ray.tasks.targets import Target, batch_arrays, check_target, known_parts, make_target
 from gimp_ray.tasks.whole_cases import whole_cases
 
 
@@ -47,16 +47,18 @@ class Supervised(PlannedTask):
         return make_target(self.config, self.store, self.parts["train"])
 
     @cached_property
-    def select(self) -> str:
-        """The figure that picks the epoch: one for the whole run."""
-        if self.validation is None:
-            return self.config.finetune.select
-        return self.target.selected(self.validation.case_ids.tolist(), self.config.finetune.select)[0]
+    def known(self) -> dict[str, tuple[str, ...]]:
+        """The parts of the split without the cases whose truth is not known."""
+        return known_parts(self.target, self.parts)
 
     @cached_property
     def validation(self) -> CohortIndex | None:
-        known = self.target.known(self.parts["val"])
-        return index_cases(self.store, known) if known else None
+        return index_cases(self.store, self.known["val"]) if self.known["val"] else None
+
+    @cached_property
+    def select(self) -> str:
+        """The figure that picks the epoch: one for the whole run, decided by the truth of the validation cases."""
+        return self.target.selected(self.known["val"], self.config.finetune.select)[0]
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -68,7 +70,7 @@ class Supervised(PlannedTask):
         return Batching(balance="natural", size=size, accumulate=self.settings.accumulate)
 
     def training_cases(self) -> tuple[str, ...]:
-        return tuple(self.target.known(self.parts["train"]))
+        return self.known["train"]
 
     def preflight(self) -> None:
         """Refuse a target that the method cannot learn, options that it has not, and gene sets that are missing.
@@ -92,9 +94,9 @@ class Supervised(PlannedTask):
                 fix="give gene families or the Hallmark sets of MSigDB with --genes.sets FILE",
             )
         self._check_options()
-        size = self.batching.size * max(1, self.config.train.most_workers)
-        for note in check_target(self.target, self.parts, self.config.finetune.select, size):
-            print(f"note: stage '{self.name}': {note}", flush=True)
+        cases = self.batching.size * max(1, self.settings.fewest_workers or self.settings.most_workers)
+        for note in check_target(self.target, self.parts, self.config.finetune.select, cases):
+            print(f"note: {note}", flush=True)
 
     def read(self, row: Row) -> Arrays:
         ids = self.index.case_ids[row.case].tolist()

@@ -13,7 +13,8 @@ Adapted:
 - Report -> gene profile: words are the R gene groups of GroupMSA, the report is CLS_ge. A masked word is a group whose
   token is replaced by a mask token and its own group token (which says which group it is); what is predicted is the
   group's mean expression, standardised over the training cases, by squared error, in place of a word by cross-entropy.
-- Sections (findings, impression) -> two random disjoint halves of the groups of one patient.
+- Sections (findings, impression) -> two random disjoint halves of the groups, the same for all patients of an epoch, as
+  sections are of one kind for all: with halves of their own, which groups are seen would tell patients apart.
 - Image -> window of patches, with GiMP's aggregator as the trunk; regions are means of contiguous runs of patches, 256
   at most. The image is the mean of the projected CLS_img and of the mean of the projected regions, which alone is the
   paper's: fine-tuning reads CLS_img, and it must be trained.

@@ -127,8 +127,9 @@ def run_on_tune(setting: Setting, base: Config, space: list[Dimension], records:
         ),
     )
     tuner.fit()
-    if not is_uri(setting.place):
-        shutil.rmtree(sweeping.path / "ray" / f"tune-{setting.session}", ignore_errors=True)
+    if not is_uri(setting.place):  # what earlier commands left is of no use either
+        for folder in (sweeping.path / "ray").glob("tune-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def scheduler_of(sweep: SweepConfig, space: list[Dimension], epochs: int) -> Any:

@@ -2,22 +2,42 @@
 
     python -c 'from tests.sweeps.scripted import main; main()' sweep --config sweep.yaml
 
-A trial's figure is its masking ratio. Its training waits over each mini-batch while a file lies beside its run folder
-(`tests/faults/slow.py`).
+A trial's figure is its masking ratio. While a file lies beside its run folder, its training waits before the epoch and
+mini-batch that the file names.
 """
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 from gimp_ray import cli, pipeline
 from gimp_ray.config import Config
+from gimp_ray.feed.plan import Row
+from gimp_ray.feed.windows import Arrays
 from gimp_ray.run_folder import RunFolder
 from gimp_ray.sweeps import on_tune, trial
 from gimp_ray.sweeps.measure import METRICS
-from tests.faults.slow import SlowPretraining
+from gimp_ray.tasks import GimpPretraining
 
 real = on_tune._trainable
+
+
+def held(run: RunFolder) -> Path:
+    """The file that makes a run wait, with `EPOCH MINI_BATCH` in it, both from 0."""
+    return run.path.with_name(f"{run.path.name}.held")
+
+
+class Waiting(GimpPretraining):
+    """Pre-training that waits where it is told to."""
+
+    def read(self, row: Row) -> Arrays:
+        while (file := held(self.run)).exists() and [row.epoch, row.mini_batch] >= [
+            *map(int, file.read_text().split())
+        ]:
+            time.sleep(0.05)
+        return super().read(row)
 
 
 def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples: int) -> dict[str, Any]:
@@ -28,7 +48,7 @@ def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples
 def trainable(setting: trial.Setting, config: dict[str, Any]) -> None:
     """What Tune runs in a trial's process, with that process patched."""
     trial.figures_of = figures_of  # type: ignore[assignment]
-    pipeline.TASKS["pretrain"] = SlowPretraining
+    pipeline.TASKS["pretrain"] = Waiting
     real(setting, config)
 
 

@@ -7,12 +7,12 @@ and writes them).
 from gimp_ray.evaluation.by_kind import METRICS, Truth, difference_of, intervals_of
 from gimp_ray.evaluation.cox_ridge import genes_alone_survival, mean_pool_survival
 from gimp_ray.evaluation.intervals import bootstrap_intervals, paired_difference
-from gimp_ray.evaluation.kaplan_meier import kaplan_meier
 from gimp_ray.evaluation.label_intervals import label_difference, label_intervals
 from gimp_ray.evaluation.label_rows import genes_alone_labels, mean_pool_labels
 from gimp_ray.evaluation.metrics import classification_metrics, encode_labels
 from gimp_ray.evaluation.reference_rows import GENES_ALONE, MEAN_POOL_MLP, ReferenceRow, genes_alone, mean_pool_mlp
 from gimp_ray.evaluation.survival import concordance_index
+from gimp_ray.evaluation.survival_curves import kaplan_meier
 from gimp_ray.evaluation.survival_intervals import survival_difference, survival_intervals
 
 __all__ = [

@@ -84,7 +84,9 @@ def fit_cox(x_NF: Floats, time_N: Floats, event_N: Bools, ridge: float) -> Float
     z_NK = torch.from_numpy(x_NF @ rows_KF.T)
     time, event = torch.from_numpy(time_N), torch.from_numpy(event_N)
     w_K = torch.zeros(len(rows_KF), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([w_K], max_iter=200, tolerance_grad=1e-8, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [w_K], max_iter=300, tolerance_grad=1e-8, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()

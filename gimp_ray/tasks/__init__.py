@@ -1,4 +1,5 @@
-"""What is trained, and work over a whole cohort: gene pre-training, GiMP pre-training, fine-tuning, embedding.
+"""What is trained, and work over a whole cohort: gene pre-training, GiMP pre-training, fine-tuning, compared methods,
+embedding.
 
 A task joins a plan, a model, an objective and its evaluation. Each is made by an importable function from plain
 arguments (`config`, `run`), so that any process of a cluster can make it again. None of them knows Ray.
@@ -7,6 +8,16 @@ arguments (`config`, `run`), so that any process of a cluster can make it again.
 from gimp_ray.tasks.embed import CohortEmbedding
 from gimp_ray.tasks.finetune import Finetuning
 from gimp_ray.tasks.genes import GenePretraining
+from gimp_ray.tasks.predict import CohortPrediction, cohort_work
 from gimp_ray.tasks.pretrain import GimpPretraining
+from gimp_ray.tasks.supervised import Supervised
 
-__all__ = ["CohortEmbedding", "Finetuning", "GenePretraining", "GimpPretraining"]
+__all__ = [
+    "CohortEmbedding",
+    "CohortPrediction",
+    "Finetuning",
+    "GenePretraining",
+    "GimpPretraining",
+    "Supervised",
+    "cohort_work",
+]

@@ -29,6 +29,7 @@ from gimp_ray.recipes import RECIPES
 from gimp_ray.run_mirror import local_file, placed_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.case_tables import parts_of, vectors
+from gimp_ray.tasks.embed import CohortEmbedding
 from gimp_ray.tasks.gene_values import GeneValues, rebuild_gene_values
 from gimp_ray.tasks.image_side import check_patch_dim
 from gimp_ray.tasks.methods import METHODS, Method, Sizes, answer
@@ -101,6 +102,16 @@ def load_method(file: Path, store: CohortStore) -> SavedMethod:
     network = METHODS[name].build(sizes, card["options"])
     network.load_state_dict(part(weights, "net"))
     return SavedMethod(METHODS[name], network.eval(), needs, values, target, card)
+
+
+def cohort_work(
+    config: dict[str, Any], model: str, out: str, parts: list[str] | None
+) -> CohortEmbedding | CohortPrediction:
+    """The work over a cohort that a model file is for, by its card: a compared method's predictions, or GiMP's
+    embeddings. Arguments as theirs.
+    """
+    made = CohortPrediction if "method" in read_card(local_file(model)) else CohortEmbedding
+    return made(config, model, out, parts)
 
 
 class CohortPrediction:

@@ -26,6 +26,7 @@ from gimp_ray.tasks.label_target import LabelTarget
 from gimp_ray.tasks.methods import METHODS, answer
 from gimp_ray.tasks.predict import CohortPrediction, load_method
 from gimp_ray.tasks.supervised import Supervised
+from gimp_ray.tasks.survival_target import SurvivalTarget
 from gimp_ray.tasks.whole_cases import whole_cases
 from gimp_ray.weights import load_weights, part
 from tests.conftest import changed
@@ -301,6 +302,30 @@ def test_labels_are_learned_by_methods_that_can(tiny: Config, gene_sets: str, na
     assert torch.isfinite(loss) and records is not None
     assert all(len(record["predictions"]) == 2 for record in records)
     assert np.isfinite(task.score(records)[1]).all()
+
+
+def survival_of(task: Supervised, edges: tuple[float, ...] | None) -> SurvivalTarget:
+    """Follow-up of the store's cases: time bins, or Cox; of every fifth case it is not known."""
+    number = np.arange(task.store.cases.num_rows)
+    return SurvivalTarget(task.store, "months", "event", edges, 1.0 + number, number % 3 > 0, number % 5 > 0)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if "survival" in recipe.kinds])
+def test_survival_is_learned_by_methods_that_can(tiny: Config, gene_sets: str, name: str) -> None:
+    for edges in ((5.0, 10.0, 15.0), None):
+        task = task_of(config_of(tiny, name, gene_sets, method__batch_size=6))
+        task.__dict__["target"] = survival_of(task, edges)
+        task.preflight()
+        network, batch = task.build(CPU), first_batch(task)
+        loss, _ = task.loss(network, batch)
+        loss.backward()
+        with torch.no_grad():
+            records = task.validate(network.eval(), World())
+        assert torch.isfinite(loss) and loss > 0 and records is not None
+        unknown = set(task.parts["val"]) - set(task.target.known(task.parts["val"]))
+        assert len(records) == len(task.parts["val"]) - len(unknown)
+        assert all(len(record["predictions"]) == len(task.target.columns) for record in records)
+        assert np.isfinite(task.score(records)[1]).all()
 
 
 def refused(config: Config, error: type[Exception], match: str) -> str:

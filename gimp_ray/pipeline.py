@@ -24,7 +24,7 @@ from gimp_ray.feed.plan import effective
 from gimp_ray.places import is_uri
 from gimp_ray.run_folder import STAGES, RunFolder, as_place, attempt, environment, unwritable, write_json, write_text
 from gimp_ray.run_mirror import patient
-from gimp_ray.tasks import CohortEmbedding, Finetuning, GenePretraining, GimpPretraining
+from gimp_ray.tasks import Finetuning, GenePretraining, GimpPretraining, Supervised, cohort_work
 from gimp_ray.tasks.planned import open_store
 
 TASKS: dict[str, Any] = {"genes": GenePretraining, "pretrain": GimpPretraining, "finetune": Finetuning}
@@ -42,7 +42,11 @@ def pretrain(config: Config) -> RunFolder:
 
 
 def finetune(config: Config) -> RunFolder:
-    """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says."""
+    """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says; of a compared method
+    (`method.name`) all its training.
+    """
+    if config.method.recipe is not None:
+        return _run(config, ["finetune"])
     run = _looked_at(config)
     if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
         raise InputError(
@@ -66,14 +70,17 @@ def evaluate(config: Config) -> RunFolder:
 
 
 def run_all(config: Config) -> RunFolder:
-    """All stages in order, then evaluation and report."""
+    """All stages in order, then evaluation and report; a compared method has one stage."""
+    if config.method.recipe is not None:
+        return _run(config, ["finetune"], evaluated=True)
     wanted = [] if config.finetune.init != "pretrain" else ["pretrain"]
     first = _genes_first(config) if wanted or config.finetune.init == "scratch" else []
     return _run(config, [*first, *wanted, "finetune"], evaluated=True)
 
 
 def embed(config: Config, model: str | Path, out: str | Path, parts: list[str] | None = None) -> str | Path:
-    """CLS_pat of every case of the config's store, or of some parts of its split, under a trained model, as Parquet.
+    """CLS_pat of every case of the config's store, or of some parts of its split, under a trained model, as Parquet; of
+    a compared method its predictions.
 
     Args:
         config: of the run the model is of.
@@ -98,7 +105,8 @@ def load_run_config(run: str | Path, overrides: dict[str, Any], file: Path | Non
     folder.pull()
     saved = folder.config_file
     base = read_yaml(saved) if saved.exists() else {}
-    for train in (base.get("train"), base.get("genes", {}).get("train"), base.get("finetune", {}).get("train")):
+    sections = (base, *(base.get(name, {}) for name in ("genes", "finetune", "method")))
+    for train in (section.get("train") for section in sections):
         if train:
             train.pop("stop_after", None)  # holds for the command that gave it
     return with_absolute_paths(load_config(file, overrides | {"run": folder.place}, base=base))
@@ -122,7 +130,7 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
 def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], evaluated: bool) -> None:
     _open_run(run, config, store)
     jobs = [
-        Job(stage, TASKS[stage], {"config": config.model_dump(), "run": run.place})
+        Job(stage, task_of(stage, config), {"config": config.model_dump(), "run": run.place})
         for stage in stages
         if not run.stage_done(stage)
     ]
@@ -178,14 +186,19 @@ def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:
         )
 
     jobs = [job("finetune", "embeddings", PARTS)]
-    if config.finetune.init == "pretrain":
+    if config.finetune.init == "pretrain" and config.method.recipe is None:
         jobs.append(job("pretrain", "embeddings_pretrain", ["train"]))
     return jobs
 
 
 def _embed_job(config: Config, model: str, out: str, parts: list[str] | None) -> Job:
     arguments = {"config": config.model_dump(), "model": model, "out": out, "parts": parts}
-    return Job(f"embed {PurePosixPath(out).stem}", CohortEmbedding, arguments, trains=False)
+    return Job(f"embed {PurePosixPath(out).stem}", cohort_work, arguments, trains=False)
+
+
+def _task(stage: str, config: Config) -> Any:
+    """What trains a stage: GiMP's task, or the one of a compared method."""
+    return Supervised if stage == "finetune" and config.method.recipe is not None else TASKS[stage]
 
 
 def _genes_first(config: Config) -> list[str]:
@@ -299,7 +312,7 @@ def _changed_for(stages: list[str], old: Config, new: Config) -> dict[str, tuple
     sections = {
         "genes": ["seed", "split", "genes", "model.dim"],
         "pretrain": ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model"],
-        "finetune": ["seed", "split", "genes", "model", "finetune"],
+        "finetune": ["seed", "split", "genes", "model", "finetune", "target", "method"],
     }
     changed = differences(old, new, [section for stage in stages for section in sections[stage]])
     for stage in stages:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from gimp_ray import pipeline
 from gimp_ray.config import Config, GenesConfig, TrainConfig
 from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.engine.loop import Saving, train
@@ -366,3 +367,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def test_the_verbs_run_evaluate_and_embed_a_compared_method(tiny: Config, gene_sets: str) -> None:
+    """One stage, no stages before it, predictions and metrics beside the reference rows."""
+    config = config_of(tiny, "porpoise", gene_sets, evaluate__resamples=20)
+    run = pipeline.run_all(config)
+    assert run.record()["attempts"][-1]["stages"] == ["finetune"] and not run.stage_done("genes")
+    metrics = read_json(run.evaluation / "metrics.json")
+    assert metrics["rows"][0]["method"] == "PORPOISE" and len(metrics["rows"]) == 3
+    with pytest.raises(ConfigError, match=r"method\.options\.dim"):
+        pipeline.finetune(changed(config, method__options__dim=8))
+    other = pipeline.embed(config, run.model_file("finetune"), run.path / "all.parquet")
+    assert pq.read_table(other).num_rows == 20
+    assert "porpoise" in (run.path / "config.yaml").read_text()

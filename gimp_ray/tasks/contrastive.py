@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import ConfigError
-from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
+from gimp_ray.feed.plan import Batching, CohortIndex, Row, effective, index_cases
 from gimp_ray.feed.windows import Arrays, read_windows
 from gimp_ray.models import GroupTargets, fit_fragments, group_means, grouped_net
 from gimp_ray.tasks.contrastive_objectives import OBJECTIVES, Objective, Reading, Sides, read_options
@@ -80,8 +80,9 @@ class ContrastivePretraining(PlannedTask):
         return fit_fragments(kept, genes.fragments, genes.groups)[1]
 
     def preflight(self) -> None:
-        """Refuse options that cannot be and gene settings that mean another pre-training."""
+        """Refuse options that cannot be, gene settings that mean another pre-training, and contrasts of one case."""
         genes, name = self.config.genes, self.config.objective.name
+        read_options(name, self.config.objective.options)
         allowed = ("group_msa",) if self.objective.groups else ("group_msa", "snn")
         if genes.encoder not in allowed:
             raise ConfigError(
@@ -97,12 +98,20 @@ class ContrastivePretraining(PlannedTask):
                 found=genes.checkpoint,
                 fix="unset genes.checkpoint, or set objective.name: gimp",
             )
-        if self.options is not None and name == "biovil" and self.groups < 2:
+        if name == "biovil" and self.groups < 2:
             raise ConfigError(
                 "objective biovil contrasts halves of the gene groups, and there is one group",
                 expected="genes.groups of at least 2",
                 found=f"{self.groups}",
                 fix="raise genes.groups, or use sets with more of the store's genes",
+            )
+        at_once = effective(self.batching, self.index).size * max(1, self.config.train.most_workers)
+        if at_once < 2:
+            raise ConfigError(
+                f"objective {name} contrasts the cases of a step with each other, and a step has one",
+                expected="batch.classes * batch.cases_per_class * train.workers of at least 2, and 2 training cases",
+                found=f"{at_once}",
+                fix="raise batch.cases_per_class",
             )
 
     def read(self, row: Row) -> Arrays:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
 from gimp_ray.config import Section
@@ -63,11 +63,17 @@ class REFERSOptions(Section):
     views: int = Field(3, ge=1)
     heads: int = Field(16, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    regions: int = Field(256, ge=3)
+    regions: int = Field(256, ge=1)
     bins: int = Field(16, ge=2)
     temperature: float = Field(0.1, gt=0)
     image_weight: float = Field(0.75, ge=0, le=1)
     caption_weight: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _a_region_a_view(self) -> REFERSOptions:
+        if self.regions < self.views:
+            raise ValueError("regions must be at least views, since they are shared among them")
+        return self
 
 
 class TANGLEOptions(Section):
@@ -137,7 +143,8 @@ def read_options(name: str, given: dict[str, Any]) -> Any:
         return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        # a rule over several options has no place of its own and names them
+        key = ".".join(str(part) for part in first["loc"]) or first["msg"].removeprefix("Value error, ").split()[0]
         unknown = first["type"] == "extra_forbidden"
         raise ConfigError(
             f"{'unknown option' if unknown else 'impossible value for option'} 'objective.options.{key}' of {name}",

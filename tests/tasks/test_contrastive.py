@@ -19,7 +19,7 @@ from gimp_ray import pipeline
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config, ObjectiveConfig
 from gimp_ray.config_files import build_config, load_config
-from gimp_ray.engine.loop import Saving, train
+from gimp_ray.engine.loop import Saving, autocast, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import ConfigError, InputError
@@ -134,15 +134,21 @@ def step_of(task: ContrastivePretraining, step: int, rank: int = 0, size: int = 
     return next(iter(on_device([(row, task.read(row))], CPU)))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_parameter_has_a_gradient_in_every_phase(store_path: Path, tmp_path: Path, name: str) -> None:
+def test_every_parameter_has_a_gradient_in_every_phase(
+    store_path: Path, tmp_path: Path, name: str, precision: str
+) -> None:
     """A distributed backward pass waits for each of them."""
     task = task_of(settings(name, store_path, tmp_path / "run"))
     model = task.build(CPU).train()
     for step in (0, task.plan.positions - 1):
         model.zero_grad(set_to_none=True)
-        task.loss(model, step_of(task, step)[1])[0].backward()
-        assert not [key for key, p in model.named_parameters() if p.grad is None]
+        with autocast(precision, CPU):
+            loss, parts = task.loss(model, step_of(task, step)[1])
+        loss.backward()
+        assert not [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert loss.dtype == torch.float32 and all(part.isfinite() for part in parts.values())
 
 
 def test_an_epoch_takes_every_case_once_and_knows_no_label(tiny: Config) -> None:
@@ -205,6 +211,10 @@ def test_settings_that_cannot_be_are_refused_with_the_ways_out(tiny: Config) -> 
     assert "2" in str(refused(objective__name="biovil", genes__groups=1))
     unknown = refused(objective__name="refers", objective__options={"viewss": 3})
     assert "viewss" in str(unknown) and "views" in (unknown.expected or "")
+    few = {"batch__classes": 1, "batch__cases_per_class": 1, "batch__balance": "natural"}
+    assert "batch.cases_per_class" in str(refused(objective__name="tangle", **few))
+    task_of(changed(tiny, objective__name="tangle", **few, train__workers=2)).preflight()
+    assert "regions" in str(refused(objective__name="refers", objective__options={"regions": 2}))
     assert "objective.options.temperature" in str(
         refused(objective__name="mgca", objective__options={"temperature": 0})
     )
@@ -260,6 +270,16 @@ def test_two_workers_have_the_losses_and_weights_of_one(store_path: Path, tmp_pa
         one, two = (load_weights(run.model_file("pretrain")) for run in runs)
         for key, value in one.items():
             torch.testing.assert_close(value, two[key], rtol=1e-2, atol=1e-4, msg=f"{name} {key}")
+
+
+def test_the_page_states_every_option_with_its_default() -> None:
+    """After a change of a default, correct the table of docs/objectives.md."""
+    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8").partition("## Options")[2]
+    for name, objective in OBJECTIVES.items():
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
+        for option, value in objective.options():
+            stated = str([f"{weight:g}" for weight in value]) if isinstance(value, tuple) else f"{value:g}"
+            assert f"{option} {stated}".replace("'", "") in row
 
 
 def test_every_objective_of_the_config_is_here() -> None:

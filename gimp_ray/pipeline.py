@@ -6,7 +6,6 @@ The only place that joins tasks, engine, evaluation and reports. Every verb of t
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -22,7 +21,17 @@ from gimp_ray.engine.trackers import require_trackers
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
 from gimp_ray.places import is_uri
-from gimp_ray.run_folder import STAGES, RunFolder, as_place, attempt, environment, unwritable, write_json, write_text
+from gimp_ray.run_folder import (
+    STAGES,
+    RunFolder,
+    as_place,
+    attempt,
+    environment,
+    timestamp,
+    unwritable,
+    write_json,
+    write_text,
+)
 from gimp_ray.run_mirror import patient
 from gimp_ray.tasks import Finetuning, GenePretraining, GimpPretraining, Supervised, cohort_work
 from gimp_ray.tasks.planned import open_store
@@ -196,7 +205,7 @@ def _embed_job(config: Config, model: str, out: str, parts: list[str] | None) ->
     return Job(f"embed {PurePosixPath(out).stem}", cohort_work, arguments, trains=False)
 
 
-def _task(stage: str, config: Config) -> Any:
+def task_of(stage: str, config: Config) -> Any:
     """What trains a stage: GiMP's task, or the one of a compared method."""
     return Supervised if stage == "finetune" and config.method.recipe is not None else TASKS[stage]
 
@@ -261,7 +270,7 @@ def _open_run(run: RunFolder, config: Config, store: CohortStore) -> None:
     write_json(run.path / "environment.json", environment())
 
     def change(record: dict[str, Any]) -> None:
-        record.setdefault("created", time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+        record.setdefault("created", timestamp())
         record["store"] = {
             "path": config.store,
             "fingerprint": store.fingerprint,
@@ -329,7 +338,7 @@ def _attempt(run: RunFolder, stages: list[str]) -> Iterator[dict[str, str]]:
     ended = {"status": "done"}
 
     def change(record: dict[str, Any]) -> None:
-        record["attempts"][-1] |= ended | {"ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        record["attempts"][-1] |= ended | {"ended": timestamp()}
 
     try:
         yield ended

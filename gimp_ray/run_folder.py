@@ -343,12 +343,17 @@ def environment() -> dict[str, Any]:
 def attempt(stages: list[str]) -> dict[str, Any]:
     """A fresh entry for the record's list of attempts."""
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": timestamp(),
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "host": socket.gethostname(),
         "stages": stages,
         "status": "running",
     }
+
+
+def timestamp() -> str:
+    """Now, as the record writes times."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def git_revision() -> str | None:

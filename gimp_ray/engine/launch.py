@@ -19,9 +19,10 @@ from typing import Any
 import torch
 
 from gimp_ray.engine import stopping
-from gimp_ray.engine.loop import MEMORY_FIX, Report, Saving, agreed, gather_records, train
+from gimp_ray.engine.loop import Report, Saving, agreed, gather_records, train
 from gimp_ray.engine.progress import following
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
+from gimp_ray.engine.record import note_restart, note_stage, note_workers
 from gimp_ray.engine.starting import find_start
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
@@ -31,8 +32,6 @@ from gimp_ray.run_folder import RunFolder
 from gimp_ray.run_mirror import patient
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-# what Ray says when its memory monitor or the kernel ended a worker
-OUT_OF_MEMORY = ("running low on memory", "OutOfMemoryError", "OOM")
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ def _run_here(jobs: list[Job], run: RunFolder, workers: Workers) -> str:
     return _go_through(jobs, run, workers.saving, world, make_batches, None)
 
 
+@patient()
 def _go_through(
     jobs: list[Job],
     run: RunFolder,
@@ -119,18 +119,6 @@ def _go_through(
     report: Report | None,
 ) -> str:
     """What every rank does: each job in turn, those already done skipped."""
-    with patient():
-        return _each_job(jobs, run, saving, world, make_batches, report)
-
-
-def _each_job(
-    jobs: list[Job],
-    run: RunFolder,
-    saving: Saving,
-    world: World,
-    make_batches: Callable[[Job, TrainTask], Callable[[int], Any]],
-    report: Report | None,
-) -> str:
     for job in jobs:
         if agreed(world, [stopping.asked()])[0]:
             return "preempted"
@@ -146,7 +134,7 @@ def _each_job(
         else:
             _do_work(made, world)
         if world.rank == 0:
-            _note_stage(run, job.name, time.time() - started)
+            note_stage(run, job.name, time.time() - started)
     return "done"
 
 
@@ -156,50 +144,8 @@ def _do_work(work: CohortWork, world: World) -> None:
         work.write(records)
 
 
-def _note_stage(run: RunFolder, name: str, seconds: float) -> None:
-    def change(record: dict[str, Any]) -> None:
-        stage = record.setdefault("stages", {}).setdefault(name, {"seconds": 0.0})
-        stage["seconds"] = round(stage["seconds"] + seconds, 1)
-        stage["status"] = "done"
-
-    run.update(change)
-
-
-def _note_restart(run: RunFolder, what: dict[str, Any]) -> None:
-    """Note in the run's record that its present attempt went on from a checkpoint."""
-
-    def change(record: dict[str, Any]) -> None:
-        if record.get("attempts"):
-            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            record["attempts"][-1].setdefault("restarts", []).append({"time": now, **what})
-
-    run.update(change)
-
-
-def _note_workers(run: RunFolder, count: int) -> None:
-    """Note how many workers train now; where there were others before, that is a restart or belongs to one."""
-
-    def change(record: dict[str, Any]) -> None:
-        attempt = record["attempts"][-1] if record.get("attempts") else {}
-        if attempt.get("status") != "running":  # work that is no attempt of the run, such as `gimp embed`
-            return
-        before, attempt["workers"] = attempt.get("workers"), count
-        restarts = attempt.get("restarts", [])
-        if restarts and "workers" not in restarts[-1]:
-            restarts[-1]["workers"] = count
-        elif before not in (None, count):
-            now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-            reason = f"the cluster has room for {count} worker(s) now, {before} before"
-            attempt.setdefault("restarts", []).append({"time": now, "reason": reason, "workers": count})
-
-    run.update(change)
-
-
 def _run_on_ray(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> str:
-    """Start worker groups until the jobs are done; a failure costs a restart from the last checkpoints, a refusal none.
-
-    Restarts are counted here and not by Ray, which would try a refused input again as if a machine had failed.
-    """
+    """Train until the jobs are done; a failure costs a restart from the last checkpoints, a refusal none."""
     start_ray(workers)
     stopping.listen_again()  # Ray's own handler would end the cluster before anything is saved
     stages = [job.name for job in jobs if job.trains]
@@ -208,30 +154,32 @@ def _run_on_ray(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs
 
 
 def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> str:
+    """Ray's controller starts failed workers anew; where it gave up itself, for want of room or of its node, another
+    one is started.
+    """
     import ray.train
 
-    failures = 0
+    from gimp_ray.engine.failures import failure, first_reason, refusal_in
+
+    given_up = 0
     while not stopping.asked():
         try:
             return str(_trainer(jobs, run, workers, report_epochs).fit().return_value)
         except ray.train.TrainingFailedError as error:
-            refusal = _refusal(error)
+            refusal = refusal_in(error)
             if refusal is not None:
                 raise refusal from None
             if stopping.asked():  # who sent the signal took the workers as well
                 break
-            if not failures and _never_started(error) and not _room(workers):
+            if not given_up and _never_started(error) and not _room(workers):
                 raise _no_room(workers) from error
-            failures += 1
-            if 0 <= workers.max_failures < failures:
-                raise _failure(error, failures) from error
-            reason = _reason(error)
+            given_up += 1
+            if isinstance(error, ray.train.WorkerGroupError) or 0 <= workers.max_failures < given_up:
+                raise failure(error) from error
+            reason = first_reason(error)
             with patient():
-                _note_restart(run, {"reason": reason})
-            print(
-                f"worker failure {failures} (of {workers.max_failures}), going on from the last checkpoint: {reason}",
-                flush=True,
-            )
+                note_restart(run, reason)
+            print(f"the cluster gave up, trying again from the last checkpoint: {reason}", flush=True)
     return "preempted"
 
 
@@ -243,6 +191,8 @@ def _place(run: RunFolder) -> str:
 def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool) -> Any:
     import ray.train
     from ray.train.torch import TorchTrainer
+
+    from gimp_ray.engine.failures import AfterFailures
 
     use_gpu = _use_gpu(workers)
     place = _place(run)
@@ -266,7 +216,8 @@ def _trainer(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: b
             # Ray's own state of an attempt must never decide where the next one begins, so each has its own name
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             **ray_storage(run, "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(max_failures=workers.max_failures, controller_failure_limit=3),
+            callbacks=[AfterFailures(place, workers.max_failures)],
         ),
         # what is read is made where the number of workers is known
         datasets={job.name: _placeholder for job in jobs if job.trains},
@@ -402,32 +353,9 @@ def _worker(config: dict[str, Any]) -> str:
     run, saving = RunFolder(config["run"]), Saving(**config["saving"])
     if world.rank == 0:
         with patient():
-            _note_workers(run, world.size)
+            note_workers(run, world.size)
     with stopping.watching(config["run"]) if world.rank == 0 else contextlib.nullcontext():
         return _go_through(config["jobs"], run, saving, world, make_batches, report)
-
-
-def _refusal(error: Exception) -> GimpError | None:
-    """The refusal a worker raised, if one did."""
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        found: BaseException | None = failure
-        while found is not None:
-            if isinstance(found, GimpError):
-                return found
-            found = getattr(found, "cause", None) or found.__cause__
-    return None
-
-
-def _failure(error: Exception, failures: int) -> GimpError:
-    full = [line for line in str(error).splitlines() if any(sign in line for sign in OUT_OF_MEMORY)]
-    if full:
-        return GimpError("a worker ran out of memory, and Ray ended it", found=full[-1][:300], fix=MEMORY_FIX)
-    return GimpError(
-        f"training failed on the cluster {failures} time(s), more often than train.max_failures allows",
-        found=_reason(error),
-        fix="see the lines above; the same command continues from the last checkpoint",
-    )
 
 
 def _never_started(error: Exception) -> bool:
@@ -458,13 +386,3 @@ def _no_room(workers: Workers) -> GimpError:
         fix=f"start nodes, lower train.workers or give a range ([1, {workers.count}]), lower train.cpus_per_worker, or "
         "raise cluster.start_seconds where nodes take longer to come; Ray Data needs a CPU besides",
     )
-
-
-def _reason(error: Exception) -> str:
-    """One line that says why a worker group ended, with the rank where Ray knows it."""
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    words = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = words[-1] if words else repr(error)
-    # the first to fail; the others' connections to it broke then
-    lost = [rank for rank, failure in failures.items() if "HealthCheck" in type(failure).__name__]
-    return (f"rank {lost[0]} is gone: " if lost else "") + said[:300]

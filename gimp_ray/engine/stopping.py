@@ -115,18 +115,24 @@ def passing_on(run: str) -> Iterator[None]:
         _remove(filesystem, flag)
 
 
+def passed_on(run: str) -> bool:
+    """Whether the command heard it and has put it into the run folder."""
+    filesystem, root = places.resolve(run)
+    with contextlib.suppress(OSError):
+        return bool(filesystem.get_file_info(f"{root}/{FLAG}").type == pafs.FileType.File)
+    return False
+
+
 @contextmanager
 def watching(run: str) -> Iterator[None]:
     """For the first worker: look for what `passing_on` leaves in the run folder while the block runs."""
-    filesystem, root = places.resolve(run)
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(POLL_S):
-            with contextlib.suppress(OSError):
-                if filesystem.get_file_info(f"{root}/{FLAG}").type == pafs.FileType.File:
-                    _asked.set()
-                    return
+            if passed_on(run):
+                _asked.set()
+                return
 
     _asked.clear()
     thread = threading.Thread(target=watch, name="watching for SIGTERM", daemon=True)

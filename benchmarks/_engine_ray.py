@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from _engine_steps import own_memory
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
@@ -55,8 +56,8 @@ def soak(config: Config, folder: Path, steps: int, warm_up: int) -> Found:
         while process.poll() is None and (not seen or seen[-1][0] < steps):
             workers = _children(process, WORKER)
             if workers:
-                with contextlib.suppress(psutil.Error):
-                    seen.append((_steps(run), workers[0].memory_full_info().uss / 1e6))
+                with contextlib.suppress(OSError, KeyError):
+                    seen.append((_steps(run), own_memory(workers[0].pid)))
             time.sleep(1)
         process.wait(120)
         seconds = time.perf_counter() - started

@@ -6,13 +6,14 @@ Run as a program it does one of them and prints what it found: `_engine_steps.py
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,8 +88,8 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
             return direct_batches(task, start, rank, world, config.feed.ahead)
         return _rows_only(task, start, rank, world)
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    loop.train(task, World(rank, world), run, every, batches)
+    with peak_memory() as peak:
+        loop.train(task, World(rank, world), run, every, batches)
     lines = [line for line in read_lines(run.metrics_log("pretrain")) if line["kind"] == "step"]
     cases = config.batch.classes * config.batch.cases_per_class * world
     seconds = [line["seconds"] for line in lines[2:]]  # the first two warm up
@@ -96,11 +97,36 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
         "seconds_a_step": seconds,
         "data_wait": [line["data_wait"] for line in lines[2:]],
         "cases_per_s": cases * len(seconds) / sum(seconds) if seconds else None,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "before_mb": before / 1024,
+        "peak_mb": max(peak),
         "blocked": blocked,
         "written": written,
     }
+
+
+def own_memory(pid: int | str = "self") -> float:
+    """MB of a process's own. The store's mapped files are left out: the kernel may drop those pages at any time, and
+    they are the same ones that any other reader of the files has.
+    """
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024 / 1e6
+
+
+@contextlib.contextmanager
+def peak_memory(every: float = 0.01) -> Iterator[list[float]]:
+    """This process's own memory while the block runs, one value each so many seconds."""
+    seen, over = [own_memory()], threading.Event()
+
+    def look() -> None:
+        while not over.wait(every):
+            seen.append(own_memory())
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def _timed(module: Any, name: str, clock: Any) -> list[float]:

@@ -33,7 +33,14 @@ from gimp_ray.run_folder import (
     write_text,
 )
 from gimp_ray.run_mirror import patient
-from gimp_ray.tasks import Finetuning, GenePretraining, GimpPretraining, Supervised, cohort_work
+from gimp_ray.tasks import (
+    ContrastivePretraining,
+    Finetuning,
+    GenePretraining,
+    GimpPretraining,
+    Supervised,
+    cohort_work,
+)
 from gimp_ray.tasks.planned import open_store
 
 TASKS: dict[str, Any] = {"genes": GenePretraining, "pretrain": GimpPretraining, "finetune": Finetuning}
@@ -47,7 +54,7 @@ def pretrain_genes(config: Config) -> RunFolder:
 
 def pretrain(config: Config) -> RunFolder:
     """Stage `pretrain`, with `genes` first where no gene encoder was given and the store has genes."""
-    return _run(config, [*_genes_first(config), "pretrain"])
+    return _run(config, [*_before_pretrain(config), "pretrain"])
 
 
 def finetune(config: Config) -> RunFolder:
@@ -82,9 +89,8 @@ def run_all(config: Config) -> RunFolder:
     """All stages in order, then evaluation and report; a compared method has one stage."""
     if config.method.recipe is not None:
         return _run(config, ["finetune"], evaluated=True)
-    wanted = [] if config.finetune.init != "pretrain" else ["pretrain"]
-    first = _genes_first(config) if wanted or config.finetune.init == "scratch" else []
-    return _run(config, [*first, *wanted, "finetune"], evaluated=True)
+    first = {"pretrain": [*_before_pretrain(config), "pretrain"], "scratch": _genes_first(config)}
+    return _run(config, [*first.get(config.finetune.init, []), "finetune"], evaluated=True)
 
 
 def embed(config: Config, model: str | Path, out: str | Path, parts: list[str] | None = None) -> str | Path:
@@ -206,8 +212,17 @@ def _embed_job(config: Config, model: str, out: str, parts: list[str] | None) ->
 
 
 def task_of(stage: str, config: Config) -> Any:
-    """What trains a stage: GiMP's task, or the one of a compared method."""
-    return Supervised if stage == "finetune" and config.method.recipe is not None else TASKS[stage]
+    """What trains a stage: GiMP's task, or the one of a compared method or objective."""
+    if stage == "finetune" and config.method.recipe is not None:
+        return Supervised
+    if stage == "pretrain" and config.objective.name != "gimp":
+        return ContrastivePretraining
+    return TASKS[stage]
+
+
+def _before_pretrain(config: Config) -> list[str]:
+    """A compared objective trains its gene encoder itself."""
+    return _genes_first(config) if config.objective.name == "gimp" else []
 
 
 def _genes_first(config: Config) -> list[str]:
@@ -320,7 +335,7 @@ def _changed_for(stages: list[str], old: Config, new: Config) -> dict[str, tuple
     """What differs between two configs of what the stages already begun depend on."""
     sections = {
         "genes": ["seed", "split", "genes", "model.dim"],
-        "pretrain": ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model"],
+        "pretrain": ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model", "objective"],
         "finetune": ["seed", "split", "genes", "model", "finetune", "target", "method"],
     }
     changed = differences(old, new, [section for stage in stages for section in sections[stage]])

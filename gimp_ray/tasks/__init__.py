@@ -5,6 +5,7 @@ A task joins a plan, a model, an objective and its evaluation. Each is made by a
 arguments (`config`, `run`), so that any process of a cluster can make it again. None of them knows Ray.
 """
 
+from gimp_ray.tasks.contrastive import ContrastivePretraining
 from gimp_ray.tasks.embed import CohortEmbedding
 from gimp_ray.tasks.finetune import Finetuning
 from gimp_ray.tasks.genes import GenePretraining
@@ -15,6 +16,7 @@ from gimp_ray.tasks.supervised import Supervised
 __all__ = [
     "CohortEmbedding",
     "CohortPrediction",
+    "ContrastivePretraining",
     "Finetuning",
     "GenePretraining",
     "GimpPretraining",

@@ -133,7 +133,7 @@ def _run_left(run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dime
     print(f"sweep: {left} trial(s) to run, {over} are over; see {run.place}/records", flush=True)
     on_tune.connect(base, sweep)
     genes = None
-    if _has_genes(base) and shares_genes(base, sweep, space):
+    if _has_genes(base, sweep) and shares_genes(base, sweep, space):
         genes = on_tune.train_genes(base, RunFolder(f"{run.place}/genes"))
     session = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
     setting = Setting(run.place, base.model_dump(), sweep, genes, session)
@@ -143,9 +143,11 @@ def _run_left(run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dime
         print(f"note: {len(waiting)} trial(s) are not over; the same command goes on with them", flush=True)
 
 
-def _has_genes(base: Config) -> bool:
+def _has_genes(base: Config, sweep: SweepConfig) -> bool:
     """Whether trials would train a gene encoder of their own."""
     needed = base.genes.encoder != "none" and base.genes.checkpoint is None
+    if stage_of(sweep) == "finetune":
+        needed = needed and base.method.recipe is None
     return needed and base.finetune.init in ("pretrain", "scratch") and bool(open_store(base).num_genes)
 
 
@@ -164,7 +166,7 @@ def _check_validation(base: Config, sweep: SweepConfig) -> None:
     cases = store.cases.to_pydict()
     label_of = dict(zip(cases["case_id"], cases["label"], strict=True))
     missing = sorted(set(store.classes) - {label_of[case] for case in split.val})
-    if sweep.metric == "auroc" and missing:
+    if sweep.metric == "auroc" and missing and not base.target.columns:
         raise InputError(
             "AUROC is not defined on a validation part that lacks a class",
             file=store.path,

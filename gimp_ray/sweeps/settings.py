@@ -99,7 +99,7 @@ def read_sweep(
     """
     tree = {} if file is None else read_yaml(local_file(file))
     own = set(SweepConfig.model_fields) | {"base"}
-    if not (set(tree) & own) - {"seed"}:
+    if not (set(tree) & own) - set(Config.model_fields):
         base, tree = tree, {}
     else:
         base = _base_of(tree.pop("base", None), file)
@@ -187,23 +187,22 @@ def check_sweep(base: Config, sweep: SweepConfig) -> list[Dimension]:
     """
     space = space_of(sweep)
     tree = base.model_dump()
+    stage = stage_of(sweep)
     for one in space:
         if one.key in ("run", "store") or one.key.startswith(("cluster.", "log.")):
             raise ConfigError(f"'{one.key}' is no key to search over", found=one.key, fix="remove it from the space")
         for value in one.ends:
-            config_with(tree, {one.key: value})
-    keys = [one.key for one in space]
-    stage = stage_of(sweep)
-    epochs = "train.epochs" if stage == "pretrain" else "finetune.train.epochs"
-    if sweep.scheduler != "none" and epochs in keys:
-        raise ConfigError(
-            f"a scheduler compares trials by epoch, and '{epochs}' varies",
-            expected="scheduler: none",
-            found=f"scheduler: {sweep.scheduler}",
-            fix=f"remove {epochs} from the space, or use scheduler: none",
-        )
+            epochs = config_with(tree, {one.key: value}).stage_train(stage).epochs
+            if sweep.scheduler != "none" and epochs != base.stage_train(stage).epochs:
+                raise ConfigError(
+                    f"a scheduler compares trials by epoch, and '{one.key}' changes how many there are",
+                    expected="scheduler: none",
+                    found=f"scheduler: {sweep.scheduler}",
+                    fix=f"remove {one.key} from the space, or use scheduler: none",
+                )
     if sweep.scheduler == "pbt":
-        _check_population(sweep, keys)
+        _check_population(sweep, [one.key for one in space])
+    _check_target(base, sweep)
     if sweep.gpus_per_trial and base.train.most_workers:
         raise ConfigError(
             "gpus_per_trial is for trials that train in their own process",
@@ -285,6 +284,24 @@ def _base_of(base: Any, file: str | Path | None) -> dict[str, Any]:
             branch = {part: branch}
         merge(nested, {head: branch})
     return nested
+
+
+def _check_target(base: Config, sweep: SweepConfig) -> None:
+    """Sweeps measure classes alone, and the probe the store's own."""
+    if base.target.kind != "class":
+        raise ConfigError(
+            "a sweep measures classes",
+            expected="target.kind: class",
+            found=f"target.kind: {base.target.kind}",
+            fix="search with target.kind: class, or compare runs of the other kind in a table",
+        )
+    if sweep.objective == "probe" and base.target.columns:
+        raise ConfigError(
+            "the probe measures the store's classes, and target.columns names others",
+            expected="objective: finetune",
+            found="objective: probe",
+            fix="add --objective finetune, or leave target.columns out",
+        )
 
 
 def _check_population(sweep: SweepConfig, keys: list[str]) -> None:

@@ -154,9 +154,11 @@ def train_to(config: Config, run: RunFolder, stage: str, epoch: int, over: bool)
         pipeline.pretrain(config_with(config.model_dump(), {"train.stop_after": limit}))
         return
     run.pull()
-    if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
+    compared = config.method.recipe is not None  # such a method has one stage
+    if config.finetune.init == "pretrain" and not compared and not run.stage_done("pretrain"):
         pipeline.pretrain(config)
-    pipeline.finetune(config_with(config.model_dump(), {"finetune.train.stop_after": limit}))
+    section = "method" if compared else "finetune"
+    pipeline.finetune(config_with(config.model_dump(), {f"{section}.train.stop_after": limit}))
 
 
 @contextlib.contextmanager

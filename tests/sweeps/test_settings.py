@@ -60,7 +60,8 @@ def test_the_base_may_be_a_file_beside_it(tmp_path: Path) -> None:
 
 
 def test_a_runs_config_is_the_base_and_the_papers_four_are_searched(tmp_path: Path) -> None:
-    base, sweep = read_sweep(written(tmp_path, "seed: 7\ntrain: {epochs: 4}\n"))
+    # `objective` is a section of the config, and a sweep's setting
+    base, sweep = read_sweep(written(tmp_path, "seed: 7\ntrain: {epochs: 4}\nobjective: {name: tangle}\n"))
     assert (base.seed, base.train.epochs) == (7, 4)
     assert [one.key for one in space_of(sweep)] == ["mask.ratio", "window.length", "triplet.margin", "train.lr"]
 
@@ -101,6 +102,13 @@ def test_presets_hold_values_the_config_takes(name: str) -> None:
         ({"space": {"mask.ratio": {"uniform": [0.5, 1.5]}}}, {}, r"mask\.ratio"),
         ({"space": {"run": {"choice": ["a"]}}}, {}, "run"),
         ({"space": {"train.epochs": {"choice": [3, 9]}}, "scheduler": "asha"}, {}, r"train\.epochs"),
+        (
+            {"space": {"method.name": {"choice": ["gimp", "abmil"]}}, "objective": "finetune", "scheduler": "asha"},
+            {},
+            "method",
+        ),
+        ({}, {"target.kind": "survival"}, r"target\.kind"),
+        ({}, {"target.columns": "[sex]"}, "finetune"),
         ({"search": "grid"}, {}, "grid"),
         ({"scheduler": "pbt", "preset": "window"}, {}, r"window\.length"),
         ({"scheduler": "pbt", "preset": "lr", "search": "optuna"}, {}, "search: random"),

@@ -23,6 +23,19 @@ from gimp_ray.engine.trackers import Sender, open_trackers, require_trackers, se
 from gimp_ray.run_folder import read_lines, write_text
 
 
+def weigh(figures: dict[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:
+    """Each figure times its weight, beside the weight, (2,) float64; once for all meters that get it.
+
+    NaN counts as not known: a mini-batch without triplets has no distances.
+    """
+    weighed = {}
+    for name, value in figures.items():
+        figure = value.detach().to(torch.float64)
+        known = ~figure.isnan()
+        weighed[name] = torch.stack([figure.where(known, 0.0), known.to(torch.float64)]) * weight
+    return weighed
+
+
 class Meter:
     """Running means of named figures, kept on the device until they are asked for.
 
@@ -38,12 +51,9 @@ class Meter:
             for name, pair in (state or {}).items()
         }
 
-    def add(self, figures: dict[str, Tensor], weight: float = 1.0) -> None:
-        """Add figures with a weight. NaN counts as not known: a mini-batch without triplets has no distances."""
-        for name, value in figures.items():
-            figure = value.detach().to(torch.float64)
-            known = ~figure.isnan()
-            pair = torch.stack([figure.where(known, 0.0), known.to(torch.float64)]) * weight
+    def add(self, weighed: dict[str, Tensor]) -> None:
+        """Add what `weigh` gave."""
+        for name, pair in weighed.items():
             self._sums[name] = self._sums[name].to(pair.device) + pair if name in self._sums else pair
 
     def state(self, world: World) -> dict[str, list[float]]:

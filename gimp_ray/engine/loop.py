@@ -30,7 +30,7 @@ from gimp_ray.engine import stopping
 from gimp_ray.engine.background import Background
 from gimp_ray.engine.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint, snapshot
 from gimp_ray.engine.compiling import compile_model
-from gimp_ray.engine.log import Meter, MetricsLog
+from gimp_ray.engine.log import Meter, MetricsLog, weigh
 from gimp_ray.engine.optimizing import learning_rate, make_optimizer
 from gimp_ray.engine.progress import Pace
 from gimp_ray.engine.protocol import Record, Tensors, TrainTask, World
@@ -239,10 +239,9 @@ def _end_update(stage: _Stage, row: Row, norm: Tensor, cases: list[int]) -> None
         _skip(stage, row, stage.bad or cases)
     else:
         _update(stage, row)
-        for meter in (stage.since_log, stage.since_epoch):
-            for figures, weight in stage.figures:
-                meter.add(figures, weight)
-            meter.add({"grad_norm": norm})
+        for weighed in [*(weigh(*figures) for figures in stage.figures), weigh({"grad_norm": norm})]:
+            stage.since_log.add(weighed)
+            stage.since_epoch.add(weighed)
     stage.figures, stage.bad = [], []
     if stage.step % settings.log_every == 0:
         _log_steps(stage, row.epoch, row.end)
@@ -464,9 +463,8 @@ def _distribute(model: nn.Module, world: World, in_turn: bool) -> nn.Module:
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     # of parameters that a step leaves out the gradient stays unset, so that the optimiser leaves them alone
     options: dict[str, Any] = {"device_ids": devices, "find_unused_parameters": in_turn}
-    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = (
-        False  # its name before 2.13
-    )
+    # `broadcast_buffers` is its name before torch 2.13
+    options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
     return DistributedDataParallel(model, **options)
 
 

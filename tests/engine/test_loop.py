@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gimp_ray.engine.log import Meter, MetricsLog
+from gimp_ray.engine.log import Meter, MetricsLog, weigh
 from gimp_ray.engine.loop import seed_mini_batch
 from gimp_ray.engine.protocol import World
 from gimp_ray.run_folder import read_lines
@@ -13,21 +13,21 @@ from gimp_ray.run_folder import read_lines
 def test_means_are_over_what_was_added_and_survive_a_checkpoint() -> None:
     meter = Meter()
     for value in (1.0, 2.0, 6.0):
-        meter.add({"loss": torch.tensor(value)})
-    meter.add({"grad_norm": torch.tensor(4.0)})
+        meter.add(weigh({"loss": torch.tensor(value)}))
+    meter.add(weigh({"grad_norm": torch.tensor(4.0)}))
     state = meter.state(World())
     assert Meter(state).means(World()) == {"loss": 3.0, "grad_norm": 4.0}, "each figure has its own count"
     resumed = Meter(state)
-    resumed.add({"loss": torch.tensor(7.0)})
+    resumed.add(weigh({"loss": torch.tensor(7.0)}))
     assert resumed.means(World()) == {"loss": 4.0, "grad_norm": 4.0}
     assert Meter().means(World()) == {}
 
 
 def test_means_are_weighted_and_leave_out_what_is_not_known() -> None:
     meter = Meter()
-    meter.add({"loss": torch.tensor(1.0), "distance": torch.tensor(torch.nan)}, 3.0)
-    meter.add({"loss": torch.tensor(5.0), "distance": torch.tensor(2.0)}, 1.0)
-    meter.add({"loss": torch.tensor(9.0), "triplets": torch.tensor(torch.nan)}, 0.0)
+    meter.add(weigh({"loss": torch.tensor(1.0), "distance": torch.tensor(torch.nan)}, 3.0))
+    meter.add(weigh({"loss": torch.tensor(5.0), "distance": torch.tensor(2.0)}, 1.0))
+    meter.add(weigh({"loss": torch.tensor(9.0), "triplets": torch.tensor(torch.nan)}, 0.0))
     assert meter.means(World()) == {"loss": 2.0, "distance": 2.0}
 
 

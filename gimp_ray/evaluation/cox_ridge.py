@@ -80,8 +80,10 @@ def fit_cox(x_NF: Floats, time_N: Floats, event_N: Bools, ridge: float) -> Float
 
     if not event_N.any():
         raise InputError("no event was seen in the training part", found=f"{len(event_N)} censored cases")
-    _, _, rows_KF = np.linalg.svd(x_NF, full_matrices=False)
-    z_NK = torch.from_numpy(x_NF @ rows_KF.T)
+    left_NK, size_K, rows_KF = np.linalg.svd(x_NF, full_matrices=False)
+    # in these units the curvature is much the same in every direction, and L-BFGS needs few steps
+    unit_K = 1 / np.sqrt(size_K**2 / len(x_NF) + ridge)
+    z_NK, unit = torch.from_numpy(left_NK * size_K * unit_K), torch.from_numpy(unit_K)
     time, event = torch.from_numpy(time_N), torch.from_numpy(event_N)
     w_K = torch.zeros(len(rows_KF), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -90,12 +92,12 @@ def fit_cox(x_NF: Floats, time_N: Floats, event_N: Bools, ridge: float) -> Float
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
-        value = cox_loss(z_NK @ w_K, time, event) + 0.5 * ridge * w_K.square().sum()
+        value = cox_loss(z_NK @ w_K, time, event) + 0.5 * ridge * (unit * w_K).square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    weights: Floats = rows_KF.T @ w_K.detach().numpy()
+    weights: Floats = rows_KF.T @ (unit_K * w_K.detach().numpy())
     return weights
 
 

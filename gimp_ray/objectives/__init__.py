@@ -1,5 +1,5 @@
 """Losses as functions of tensors: masked patches and gene-induced triplets (GiMP, section 2.3), mixup for genes; the
-losses of compared methods (CLAM, DSMIL) and of survival, which no stage uses yet.
+losses of compared methods (CLAM, DSMIL), of compared pre-training (InfoNCE, MGCA, BioViL, REFERS) and of survival.
 """
 
 from gimp_ray.objectives.biovil import BioViLLoss, biovil_loss

@@ -1,0 +1,103 @@
+"""How stages are trained: the keys of `train`, what a stage says differently, and what every section of the config is.
+
+Left out: the config as a whole (`config.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Precision = Literal["fp32", "bf16"]
+Optimizer = Literal["adamw", "adam", "radam"]
+Schedule = Literal["cosine", "constant", "linear"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: unknown keys are errors, values do not change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+class TrainConfig(Section):
+    """How a stage is trained. `train` holds GiMP pre-training; the other stages override parts of it."""
+
+    epochs: int = Field(100, ge=1, description="passes over the training split (paper: 100 for pre-training)")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate (paper: 1e-4)")
+    weight_decay: float = Field(
+        1e-2, ge=0, description="adamw: decoupled, on matrices alone; adam and radam: L2, on every weight"
+    )
+    optimizer: Optimizer = Field("adamw", description="adamw, adam or radam")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay of the optimiser's two running means")
+    schedule: Schedule = Field("cosine", description="after the warm-up: cosine or linear to zero, or constant")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a linear warm-up")
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
+    accumulate: int = Field(1, ge=1, description="mini-batches of a worker per optimiser step")
+    precision: Precision = Field("fp32", description="bf16: autocast; weights and optimiser stay in fp32")
+    compile: bool = Field(False, description="torch.compile the model: slow first steps, then faster ones")
+    workers: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)] = Field(
+        1,
+        description="Ray Train workers; 0 trains in this process without Ray; [1, 4]: as many as there is room for, "
+        "from 1 to 4, and a run goes on with fewer when a node is lost, with more when one comes",
+    )
+    use_gpu: bool | None = Field(None, description="one GPU a worker; unset: where the cluster has one")
+    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs Ray reserves for each worker")
+    threads: int = Field(0, ge=0, description="torch threads of a worker; 0: the host's cores shared among its workers")
+    max_failures: int = Field(3, ge=-1, description="automatic restarts from the last checkpoint after a failure")
+    log_every: int = Field(10, ge=1, description="optimiser steps between two lines of the metrics log")
+    skip_bad_batches: int = Field(
+        0, ge=0, description="optimiser steps a stage may skip because a loss or gradient is not finite; 0: it stops"
+    )
+    stop_after: int | None = Field(
+        None, ge=1, description="stop this stage cleanly after this epoch; the same command without it continues"
+    )
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> TrainConfig:
+        if isinstance(self.workers, list) and (len(self.workers) != 2 or self.workers[0] > self.workers[1]):
+            raise ValueError("train.workers must be a number, or a range such as [1, 4]")
+        return self
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the most of a range."""
+        return self.workers[-1] if isinstance(self.workers, list) else self.workers
+
+    @property
+    def fewest_workers(self) -> int | None:
+        """The fewest of a range; None where the number is fixed."""
+        return self.workers[0] if isinstance(self.workers, list) else None
+
+
+class StageTrainConfig(Section):
+    """What a stage says differently from `train`; an unset key is inherited."""
+
+    epochs: int | None = Field(None, ge=1)
+    lr: float | None = Field(None, gt=0)
+    weight_decay: float | None = Field(None, ge=0)
+    optimizer: Optimizer | None = None
+    betas: tuple[Beta, Beta] | None = None
+    schedule: Schedule | None = None
+    warmup: float | None = Field(None, ge=0, lt=1)
+    clip_norm: float | None = Field(None, ge=0)
+    accumulate: int | None = Field(None, ge=1)
+    precision: Precision | None = None
+    compile: bool | None = None
+    stop_after: int | None = Field(None, ge=1)
+    log_every: int | None = Field(None, ge=1)
+
+
+class GenesTrainConfig(StageTrainConfig):
+    """Supervised pre-training of the gene encoder."""
+
+    epochs: int | None = Field(20, ge=1)
+    # measured for d = 512; a narrow encoder wants more (3e-3 at d = 64)
+    lr: float | None = Field(3e-4, gt=0)
+
+
+class FinetuneTrainConfig(StageTrainConfig):
+    """Fine-tuning (paper: 70 epochs)."""
+
+    epochs: int | None = Field(70, ge=1)

@@ -1,6 +1,6 @@
-"""Search masking ratio, window length L, margin and learning rate with Ray Tune.
+"""Search config keys with Ray Tune; the same job goes on with a sweep that was stopped.
 
-ray job submit --working-dir . -- python jobs/tune.py --config run.yaml --run SWEEPDIR --trials 16
+ray job submit --working-dir . -- python jobs/tune.py --config sweep.yaml --store STORE --run SWEEPDIR
 """
 
 import sys

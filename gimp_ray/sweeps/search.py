@@ -144,11 +144,16 @@ def _run_left(run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dime
 
 
 def _has_genes(base: Config, sweep: SweepConfig) -> bool:
-    """Whether trials would train a gene encoder of their own."""
-    needed = base.genes.encoder != "none" and base.genes.checkpoint is None
-    if stage_of(sweep) == "finetune":
-        needed = needed and base.method.recipe is None
-    return needed and base.finetune.init in ("pretrain", "scratch") and bool(open_store(base).num_genes)
+    """Whether trials would train a gene encoder in a stage of its own."""
+    if base.genes.encoder == "none" or base.genes.checkpoint is not None or not open_store(base).num_genes:
+        return False
+    first = "pretrain" if stage_of(sweep) == "pretrain" else base.finetune.init
+    if first == "scratch":
+        return base.method.recipe is None
+    # a compared objective or method trains what it has for genes itself
+    return (
+        first == "pretrain" and base.objective.name == "gimp" and (sweep.objective == "probe" or not base.method.recipe)
+    )
 
 
 def _check_validation(base: Config, sweep: SweepConfig) -> None:

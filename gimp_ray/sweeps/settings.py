@@ -217,7 +217,8 @@ def check_sweep(base: Config, sweep: SweepConfig) -> list[Dimension]:
 
 def shares_genes(base: Config, sweep: SweepConfig, space: Iterable[Dimension]) -> bool:
     """Whether the gene encoder of all trials is the same: no value of the space changes what its stage computes."""
-    if not sweep.share_genes:
+    space = list(space)
+    if not sweep.share_genes or any(one.key.startswith(("objective.", "method.")) for one in space):
         return False
     tree = base.model_dump()
     ends = [config_with(tree, {one.key: value}) for one in space for value in one.ends]

@@ -144,6 +144,7 @@ def test_rungs_grow_for_asha_are_even_for_the_others_and_end_with_the_last_epoch
         ("model.dim", [256, 512], False),
         ("split.fold", [0, 1], False),
         ("seed", [0, 1], False),
+        ("objective.name", ["gimp", "tangle"], False),  # which has no gene encoder before it
     ],
 )
 def test_a_gene_encoder_is_shared_where_the_space_leaves_it_as_it_is(key: str, values: list[Any], shared: bool) -> None:

@@ -106,6 +106,7 @@ def test_every_parameter_gets_a_gradient_in_its_phase_and_zeros_in_the_other():
     assert zeros == ["aggregator.cls_norm.weight", "aggregator.cls_norm.bias", *image_head]
 
 
+@pytest.mark.slow
 def test_pairs_are_learned_by_heart_after_a_warm_up():
     model = make().double().eval()  # without dropout
     x, genes = checks.pairs(4)

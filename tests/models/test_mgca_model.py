@@ -62,6 +62,7 @@ def test_every_parameter_gets_a_gradient_and_still_prototypes_one_of_zeros():
     assert none == [] and zeros == ["prototypes_KP"]
 
 
+@pytest.mark.slow
 def test_pairs_are_learned_by_heart():
     model = make().double().eval()  # without dropout
     x, genes = checks.pairs(4)

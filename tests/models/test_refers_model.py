@@ -84,6 +84,7 @@ def test_every_parameter_gets_a_gradient():
     assert none == zeros == []
 
 
+@pytest.mark.slow
 def test_pairs_are_learned_by_heart_and_the_genes_are_told():
     model = make(dropout=0.0).double().eval()  # without dropout
     x, genes = checks.pairs(4)

@@ -50,6 +50,7 @@ def test_every_parameter_gets_a_gradient(side):
     assert none == zeros == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", SIDES)
 def test_pairs_are_learned_by_heart(side):
     model = make(side).double().eval()  # without dropout

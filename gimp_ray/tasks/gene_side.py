@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config import GenesConfig
+from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.models import SNN, GeneEncoder, GeneInput, GroupMSA, fit_fragments, freeze
 from gimp_ray.run_folder import RunFolder
@@ -94,9 +95,17 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
     """A trained gene encoder from `FILE.safetensors` and the card beside it.
 
     Raises:
-        InputError: a file is missing, or the store lacks genes of the encoder.
+        InputError: a file is missing or of another kind, or the store lacks genes of the encoder.
     """
     card = read_card(file)
+    if "encoder" not in (card.get("genes") or {}):
+        raise InputError(
+            "this is no trained gene encoder",
+            file=file,
+            expected="genes.safetensors of a run",
+            found=f"a model of '{card.get('method', card.get('stage', 'another kind'))}'",
+            fix="correct genes.checkpoint",
+        )
     weights = {name: value for name, value in load_weights(file).items() if not name.startswith("head.")}
     return rebuild_gene_side(card["genes"], weights, store, file)
 

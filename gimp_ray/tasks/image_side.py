@@ -53,10 +53,19 @@ def load_model(file: Path, store: CohortStore) -> SavedModel:
     """A pre-trained or fine-tuned model for use on a store.
 
     Raises:
-        InputError: a file is missing, the store's embeddings have another width, or it lacks genes of the model.
+        InputError: a file is missing or of another method, the store's embeddings have another width, or it lacks genes
+            of the model.
     """
     weights = load_weights(file)
     card = read_card(file)
+    if "model" not in card:
+        raise InputError(
+            "this is no model of GiMP's image side",
+            file=file,
+            expected="a pre-trained or fine-tuned GiMP model",
+            found=f"a model of '{card.get('method', card.get('stage', 'another kind'))}'",
+            fix="give the model of a run with method.name: gimp",
+        )
     check_patch_dim(card, store)
     if card["genes"] is None:
         return SavedModel(weights, card, None)

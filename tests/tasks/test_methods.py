@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from gimp_ray import pipeline
+from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config, GenesConfig, TrainConfig
 from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.engine.loop import Saving, train
@@ -369,6 +370,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_the_verbs_run_evaluate_and_embed_a_compared_method(tiny: Config, gene_sets: str) -> None:
     """One stage, no stages before it, predictions and metrics beside the reference rows."""
     config = config_of(tiny, "porpoise", gene_sets, evaluate__resamples=20)
@@ -381,3 +383,27 @@ def test_the_verbs_run_evaluate_and_embed_a_compared_method(tiny: Config, gene_s
     other = pipeline.embed(config, run.model_file("finetune"), run.path / "all.parquet")
     assert pq.read_table(other).num_rows == 20
     assert "porpoise" in (run.path / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_a_method_on_genes_needs_no_slides(tiny: Config, cohort_sources: Path, tmp_path: Path) -> None:
+    options = IngestOptions(workers=1, progress=False, gene_unit="FPKM")
+    sources = {"genes": cohort_sources / "genes.tsv", "cases": cohort_sources / "cases.csv"}
+    ingest_cohort(patches=None, out=tmp_path / "genes", options=options, **sources)
+    config = changed(tiny, store=str(tmp_path / "genes"), method__name="snn", method__train={"epochs": 1})
+    run = pipeline.run_all(changed(config, evaluate__resamples=20))
+    rows = read_json(run.evaluation / "metrics.json")["rows"]
+    assert rows[0]["method"] == "SNN" and len(rows) == 2
+    with pytest.raises(InputError, match="needs patches"):
+        pipeline.run_all(changed(config, run=str(tmp_path / "other"), method__name="abmil"))
+
+
+def test_a_compared_methods_model_is_no_start_for_gimp(tiny: Config, gene_sets: str) -> None:
+    config = config_of(tiny, "concat", gene_sets)
+    model = str(trained(config).model_file("finetune"))
+    other = changed(tiny, run=str(tiny.run) + "-gimp")
+    with pytest.raises(InputError, match="no model of GiMP") as refusal:
+        pipeline.finetune(changed(other, finetune__init=model, split__transductive=True))
+    assert "concat" in str(refusal.value)
+    with pytest.raises(InputError, match="no trained gene encoder"):
+        pipeline.pretrain(changed(other, genes__checkpoint=model))

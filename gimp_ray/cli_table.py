@@ -16,7 +16,7 @@ from gimp_ray.cli_options import ANY_KEYS, overrides_of
 @click.option("--out", required=True, help="Folder of the table and its runs; one that is there is continued.")
 @click.option("--folds", type=int, help="The first so many folds of the split scheme; all of them by default.")
 @click.option("--seeds", type=int, help="Seeds 0, 1, ... of every row and fold; 3 by default.")
-@click.option("--rows", help="Only these rows, by name, with commas between them.")
+@click.option("--row", "rows", multiple=True, help="Only this row, by name; may be given several times.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with config keys of every row.")
 @click.option("--concurrent", type=int, help="Runs at a time; as many as the cluster has room for by default.")
 @click.option("--cpus_per_run", type=float, default=1.0, show_default=True, help="CPUs of a run.")
@@ -30,7 +30,7 @@ def table(
     out: str,
     folds: int | None,
     seeds: int | None,
-    rows: str | None,
+    rows: tuple[str, ...],
     config: Path | None,
     concurrent: int | None,
     cpus_per_run: float,
@@ -62,8 +62,8 @@ def table(
     tree["base"] = flatten(tree["base"]) | given
     tree |= {name: value for name, value in (("folds", folds), ("seeds", seeds)) if value is not None}
     spec = build_table(tree, table)
-    if rows is not None:
-        spec = chosen_rows(spec, [name.strip() for name in rows.split(",") if name.strip()])
+    if rows:
+        spec = chosen_rows(spec, list(rows))
     planned = plan_table(spec, out)
     if dry_run:
         click.echo(missing_text(planned))

@@ -273,10 +273,10 @@ def test_the_command_line_s_keys_reach_every_row_but_not_over_its_own(store_path
         str(mine), "--store", str(store_path), "--out", str(tmp_path / "o"), "--window.lenght", "3", "--dry-run"
     )
     assert refused.exit_code == 2 and "unknown config key 'window.lenght'" in refused.output
-    unknown = ran(str(mine), "--store", str(store_path), "--out", str(tmp_path / "o"), "--rows", "c", "--dry-run")
+    unknown = ran(str(mine), "--store", str(store_path), "--out", str(tmp_path / "o"), "--row", "c", "--dry-run")
     assert unknown.exit_code == 2 and "no row 'c'" in unknown.output
     listed = ran(
-        *(str(mine), "--store", str(store_path), "--out", str(tmp_path / "o"), "--rows", "b", "--seeds", "1"),
+        *(str(mine), "--store", str(store_path), "--out", str(tmp_path / "o"), "--row", "b", "--seeds", "1"),
         *("--folds", "1", "--window.length", "16", "--dry-run"),
     )
     assert listed.output.splitlines()[-1].startswith("1 of 1 runs are missing")

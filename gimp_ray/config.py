@@ -306,7 +306,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _triplets_exist(self) -> Config:
-        balanced = self.batch.balance == "classes" and self.triplet.weight > 0
+        mined = self.objective.name == "gimp" and self.triplet.weight > 0
+        balanced = self.batch.balance == "classes" and mined
         if balanced and (self.batch.classes < 2 or self.batch.cases_per_class < 2):
             raise ValueError(
                 "batch.classes and batch.cases_per_class must be at least 2, or no mini-batch has a triplet "

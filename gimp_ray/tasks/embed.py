@@ -19,18 +19,18 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import build_config
 from gimp_ray.engine.protocol import Record, World
-from gimp_ray.errors import InputError
 from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.feed.windows import each_bag
 from gimp_ray.models import GiMP, GiMPClassifier
 from gimp_ray.run_mirror import local_file, placed_file
 from gimp_ray.tasks.cards import read_card
+from gimp_ray.tasks.case_tables import parts_of, vectors
 from gimp_ray.tasks.gene_side import encode_cases
 from gimp_ray.tasks.image_side import SavedModel, load_model
 from gimp_ray.tasks.planned import open_store, shared_out
 from gimp_ray.tasks.scores import by_case
-from gimp_ray.tasks.targets import Target, known_parts, saved_target
+from gimp_ray.tasks.targets import Target, saved_target
 
 
 class CohortEmbedding:
@@ -67,21 +67,7 @@ class CohortEmbedding:
     @cached_property
     def part_of(self) -> dict[str, str | None]:
         """The cases to embed, with the part each stands in."""
-        if self.parts is None:
-            return dict.fromkeys(self.store.cases["case_id"].to_pylist())
-        split = self.store.split(self.config.split.scheme, self.config.split.fold)
-        cases: dict[str, tuple[str, ...]] = {name: getattr(split, name) for name in self.parts}
-        if self.target is not None:
-            cases = known_parts(self.target, cases)
-        found: dict[str, str | None] = {case: name for name, ids in cases.items() for case in ids}
-        if not found:
-            raise InputError(
-                "no case to embed",
-                file=self.store.path,
-                found=f"parts {self.parts} without a case whose truth is known",
-                fix="choose other parts",
-            )
-        return found
+        return parts_of(self.config, self.store, self.parts, self.target)
 
     @torch.no_grad()
     def run(self, world: World) -> list[Record]:
@@ -115,8 +101,8 @@ class CohortEmbedding:
             "case_id": pa.array([record["case_id"] for record in ordered], pa.string()),
             "part": pa.array([self.part_of[record["case_id"]] for record in ordered], pa.string()),
             "label": pa.array([record["label"] for record in ordered], pa.string()),
-            "cls_pat": _vectors([record["cls_pat"] for record in ordered]),
-            "mean_patch": _vectors([record["mean_patch"] for record in ordered]),
+            "cls_pat": vectors([record["cls_pat"] for record in ordered]),
+            "mean_patch": vectors([record["mean_patch"] for record in ordered]),
         }
         if self.target is not None:
             columns |= self.target.truths([record["case_id"] for record in ordered])
@@ -136,12 +122,8 @@ def _rebuild(saved: SavedModel, target: Target | None) -> nn.Module:
         model = GiMPClassifier(
             aggregator, encoder, len(target.outputs), aggregator.dim, hidden=saved.card["hidden"], gene_dim=gene_dim
         )
+        model.load_state_dict(saved.weights)
     else:
+        # both sides have their weights, and what else pre-training had, whatever its objective, is not asked
         model = GiMP(aggregator, encoder, saved.card["patch_dim"])
-    model.load_state_dict(saved.weights)
     return model
-
-
-def _vectors(rows: list[np.ndarray]) -> pa.FixedSizeListArray:
-    flat = np.concatenate(rows).astype(np.float32)
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(rows[0]))

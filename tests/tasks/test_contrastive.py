@@ -285,3 +285,18 @@ def test_the_page_states_every_option_with_its_default() -> None:
 def test_every_objective_of_the_config_is_here() -> None:
     names = get_args(ObjectiveConfig.model_fields["name"].annotation)
     assert set(names) == {"gimp", *OBJECTIVES} and set(NAMES) == set(OBJECTIVES)
+
+
+@pytest.mark.slow
+def test_a_whole_run_needs_no_stage_before_it_and_has_embeddings_of_both_models(
+    store_path: Path, tmp_path: Path
+) -> None:
+    config = changed(settings("mgca", store_path, tmp_path / "run"), train__epochs=1, finetune__train__epochs=1)
+    run = pipeline.run_all(config)
+    assert [stage for stage in ("genes", "pretrain", "finetune") if run.stage_done(stage)] == ["pretrain", "finetune"]
+    assert {file.name for file in run.evaluation.glob("embeddings*")} == {
+        "embeddings.parquet",
+        "embeddings_pretrain.parquet",
+    }
+    with pytest.raises(ConfigError, match="'objective"):
+        pipeline.run_all(changed(config, objective__name="gimp", objective__options={}))

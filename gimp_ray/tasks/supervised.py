@@ -155,8 +155,9 @@ class Supervised(PlannedTask):
 
     def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
         figures = self.target.figures(records)
-        # an epoch of an early phase has no network of the method's, so any of a later one is better
-        return figures, [float(self.phase_number), *self.target.score(figures, self.select)]
+        # an early phase may predict by other means than the method does: any epoch that does as it does is better
+        as_in_the_end = self.phase.predict is self.method.phases[-1].predict
+        return figures, [float(as_in_the_end), *self.target.score(figures, self.select)]
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         weights = {f"net.{name}": value for name, value in model.state_dict().items()}

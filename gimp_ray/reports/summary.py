@@ -27,9 +27,9 @@ AIMS = {
     "survival": "say which case has its event earlier",
 }
 HOW_TO_READ = {
-    "class": "all figures are between 0 and 1, and larger is better.",
-    "labels": "0.5 is the AUROC of guessing, and the share of cases with a label its average precision of guessing.",
-    "survival": "the C-index is the share of comparable pairs of patients whose order is right; 0.5 is guessing.",
+    "class": "*Genes alone* is often nearly as good as anything (RNA separates LUAD from LUSC almost perfectly).",
+    "labels": "Guessing has an AUROC of 0.5, and an average precision of the share of cases with the label.",
+    "survival": "The C-index is the share of comparable pairs of patients whose order is right; guessing has 0.5.",
 }
 
 
@@ -207,12 +207,17 @@ def _part_rows(run: RunData) -> list[list[Any]]:
     if table is None:
         return []
     counted = Counter(zip(table["part"].to_pylist(), table["label"].to_pylist(), strict=True))
+    events: Counter[str] = Counter()
+    if "event" in table.column_names:
+        pairs = zip(table["part"].to_pylist(), table["event"].to_pylist(), strict=True)
+        events.update(part for part, event in pairs if event)
     rows = []
     for part in ("train", "val", "test"):
         counts = {label: count for (where, label), count in sorted(counted.items(), key=str) if where == part}
         if counts:
             each = ", ".join(f"{label} {count}" for label, count in counts.items())
-            rows.append([f"{part} cases", f"{sum(counts.values())} ({each})"])
+            seen = f"; {events[part]} events" if "event" in table.column_names else ""
+            rows.append([f"{part} cases", f"{sum(counts.values())} ({each}{seen})"])
     return rows
 
 
@@ -220,11 +225,10 @@ def _results(run: RunData) -> str:
     if not run.metrics or not run.metrics.get("rows"):
         return "## Results\n\nNot evaluated yet: run `gimp evaluate`."
     notes = (
-        f"How to read it: {HOW_TO_READ[tables.kind_of(run.metrics)]} The reference rows are simple methods, fitted on "
-        "the same training cases. *Genes alone* is often nearly as good as anything (RNA separates LUAD from LUSC "
-        "almost perfectly), and *mean-pooled patches* shows what an image gives without attention. Where intervals "
-        "overlap widely, this many patients cannot tell the methods apart. The intervals hold for other patients, not "
-        "for other seeds or splits."
+        "How to read it: the reference rows are simple methods, fitted on the same training cases. "
+        f"{HOW_TO_READ[tables.kind_of(run.metrics)]} *Mean-pooled patches* shows what an image gives without "
+        "attention. Where intervals overlap widely, this many patients cannot tell the methods apart. The intervals "
+        "hold for other patients, not for other seeds or splits."
     )
     said = "".join(f"\n- {note}" for note in run.metrics.get("notes") or [])
     said = f"\n\nNotes:\n{said}" if said else ""

@@ -57,6 +57,8 @@ OPEN = {
     "batch.balance": "how often a case is seen",
     "train.weight_decay": "weight decay",
     "train.warmup": "share of steps with a warm-up",
+    "target.kind": "kind of target",
+    "target.columns": "columns of the case table that are predicted (none: the label, or follow-up)",
     "finetune.init": "fine-tuning starts from",
     "finetune.freeze_genes": "gene encoder frozen in fine-tuning",
     "finetune.hidden": "hidden width of the head",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gimp_ray.reports.figures import confusion_figure, curves_figure, tsne_figure
+from gimp_ray.reports.figures import confusion_figure, curves_figure, survival_figure, tsne_figure
 
 CLASSES = ["LUAD", "LUSC"]
 
@@ -20,6 +20,23 @@ def test_confusion_counts_and_shares_by_true_class() -> None:
 
 def test_a_class_without_cases_is_a_row_of_zeros() -> None:
     assert texts(confusion_figure(["LUAD"], ["LUAD"], CLASSES, "t"))[2:] == ["0\n0%", "0\n0%"]
+
+
+def test_survival_curves_are_those_of_the_halves_by_risk() -> None:
+    time, event, risk = [1.0, 2.0, 4.0, 6.0, 7.0], [True, True, False, True, False], [5.0, 4.0, 1.0, 2.0, 3.0]
+    axes = survival_figure(time, event, risk, "t").axes[0]
+    assert [line.get_label() for line in axes.lines[::2]] == [
+        "lower risk (3 cases, 1 events)",
+        "higher risk (2 cases, 2 events)",
+    ]
+    lower, censored, higher = (axes.lines[i].get_xydata().tolist() for i in (0, 1, 2))
+    assert lower == [[0, 1], [6, 0.5], [7, 0.5]] and censored == [[4, 1], [7, 0.5]]
+    assert higher == [[0, 1], [1, 0.5], [2, 0], [2, 0]]
+
+
+def test_equal_risks_are_one_curve() -> None:
+    axes = survival_figure([1.0, 2.0], [True, False], [0.0, 0.0], "t").axes[0]
+    assert [line.get_label() for line in axes.lines[::2]] == ["lower risk (2 cases, 1 events)"]
 
 
 @pytest.mark.parametrize("cases", [0, 1, 4])

@@ -203,6 +203,46 @@ def test_a_metric_that_is_not_defined_says_why(without_figures: Path) -> None:
     assert "not defined (no case of class LUSC)" in write_report(without_figures).read_text()
 
 
+def test_a_page_on_survival_has_the_c_index_and_how_many_are_not_counted(without_figures: Path) -> None:
+    file = without_figures / "evaluation" / "metrics.json"
+    none = {"value": None, "low": None, "high": None, "reason": "no event was seen"}
+    rows = [
+        {"method": "GiMP", "c_index": interval(0.625), "n_events": 7},
+        {"method": "genes alone (Cox, ridge)", "c_index": none, "n_events": 7},
+    ]
+    changes = {"kind": "survival", "rows": rows, "classes": [], "left_out": {"test": 3, "train": 1}}
+    changes["notes"] = ["a reference row could not be fitted: no patches"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    text = write_report(without_figures).read_text()
+    assert "| method | C-index |" in text and "| GiMP | 0.625 [0.525, 0.675] |" in text
+    assert "not defined (no event was seen)" in text and "Recall" not in text
+    assert "7 of the cases had an event. 3 more whose truth is not known are not counted." in text
+    assert "- a reference row could not be fitted: no patches" in text
+
+
+def test_a_page_on_labels_has_the_means_and_every_label(without_figures: Path) -> None:
+    file = without_figures / "evaluation" / "metrics.json"
+    labels = {
+        name: {"auroc": interval(value), "average_precision": interval(value), "n_known": 11, "n_positive": 4}
+        for name, value in (("TP53", 0.75), ("KRAS", 0.5))
+    }
+    rows = [
+        {"method": name, "auroc": interval(0.625), "average_precision": interval(0.625), "labels": labels}
+        for name in ("GiMP", "genes alone (logistic regression)")
+    ]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"kind": "labels", "rows": rows, "classes": []}))
+    text = write_report(without_figures).read_text()
+    assert "| method | AUROC, mean over labels | average precision, mean over labels |" in text
+    assert "| TP53 | 4 of 11 | 0.750 [0.650, 0.800] | 0.750 [0.650, 0.800] |" in text
+
+
+def test_a_compared_method_is_called_by_its_name(without_figures: Path) -> None:
+    file = without_figures / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"method": {"name": "abmil"}}))
+    text = write_report(without_figures).read_text()
+    assert "ABMIL, a method that GiMP is compared with" in text and "first a gene encoder" not in text
+
+
 def test_a_second_report_replaces_the_first_and_leaves_nothing_aside(run_dir: Path) -> None:
     first = write_report(run_dir).read_text()
     assert write_report(run_dir).read_text() == first

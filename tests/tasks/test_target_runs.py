@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
-from gimp_ray.errors import InputError
+from gimp_ray.engine.checkpoint import checkpoint_folders
+from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.evaluation import concordance_index
 from gimp_ray.models import MLPHead
 from gimp_ray.run_folder import RunFolder, read_json, read_lines
@@ -24,6 +26,7 @@ from gimp_ray.tasks import Finetuning
 from gimp_ray.tasks.missing import without
 from gimp_ray.weights import load_weights, part
 from tests.conftest import TINY, changed
+from tests.engine.test_resume import metrics, same_weights
 
 UNKNOWN = (3, 10, 17)  # cases without follow-up
 FAST = {"finetune__init": "scratch", "genes__encoder": "none", "finetune__train__epochs": 2, "evaluate__resamples": 50}
@@ -81,28 +84,28 @@ def survived(clinical: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFol
 
 
 def test_a_survival_run_reports_the_c_index_of_the_cases_with_follow_up(survived: RunFolder, clinical: Path) -> None:
-    metrics, table = read_json(survived.evaluation / "metrics.json"), tables(survived, "predictions")
+    scores, table = read_json(survived.evaluation / "metrics.json"), tables(survived, "predictions")
     store = CohortStore.open(clinical)
     months = dict(zip(*(store.cases[name].to_pylist() for name in ("case_id", "survival_months")), strict=True))
     unknown = {case for case, value in months.items() if value is None}
     assert len(unknown) == len(UNKNOWN) and not unknown & set(table["case_id"])
     split = store.split("kfold", 0)
-    assert metrics["left_out"] == {p: len(unknown & set(getattr(split, p))) for p in ("train", "val", "test")}
+    assert scores["left_out"] == {p: len(unknown & set(getattr(split, p))) for p in ("train", "val", "test")}
     assert table["time"] == [months[case] for case in table["case_id"]]
     test = np.array([where == "test" for where in table["part"]])
     time, event, risk = (np.array(table[name])[test] for name in ("time", "event", "risk"))
-    row = metrics["rows"][0]
+    row = scores["rows"][0]
     assert row["c_index"]["value"] is not None and row["n_events"] == event.sum()
-    assert metrics["kind"] == "survival" and metrics["n_cases"] == int(test.sum())
+    assert scores["kind"] == "survival" and scores["n_cases"] == int(test.sum())
     assert row["c_index"]["value"] == concordance_index(time, event, risk)["c_index"]
-    assert [r["method"] for r in metrics["rows"]] == [
+    assert [r["method"] for r in scores["rows"]] == [
         "GiMP",
         "GiMP, images missing",
         "GiMP, genes missing",
         "genes alone (Cox, ridge)",
         "mean-pooled patches (Cox, ridge)",
     ]
-    assert all("c_index" in r["difference_of_first"] for r in metrics["rows"][1:])
+    assert all("c_index" in r["difference_of_first"] for r in scores["rows"][1:])
     assert (survived.figures / "survival_curves.png").exists()
     assert "C-index" in (survived.path / "summary.md").read_text()
     outlives = np.array([table["outlives_bin_1"], table["outlives_bin_2"]])
@@ -124,10 +127,10 @@ def test_the_card_keeps_the_time_edges_of_the_training_cases(survived: RunFolder
 
 
 def test_intervals_are_over_the_patients_that_the_case_table_names(survived: RunFolder, clinical: Path) -> None:
-    metrics, table = read_json(survived.evaluation / "metrics.json"), tables(survived, "predictions")
+    scores, table = read_json(survived.evaluation / "metrics.json"), tables(survived, "predictions")
     patient = {case["case_id"]: case["patient_id"] for case in CohortStore.open(clinical).cases.to_pylist()}
     tested = [c for c, where in zip(table["case_id"], table["part"], strict=True) if where == "test"]
-    assert metrics["n_patients"] == len({patient[case] for case in tested}) < len(tested)
+    assert scores["n_patients"] == len({patient[case] for case in tested}) < len(tested)
 
 
 def test_a_missing_modality_is_the_mean_of_the_training_cases_through_the_saved_head(survived: RunFolder) -> None:
@@ -171,9 +174,9 @@ def test_what_is_missing_cannot_be_seen() -> None:
 
 def test_a_labels_run_masks_what_is_not_known(config: Config, clinical: Path) -> None:
     run = pipeline.run_all(changed(config, target__kind="labels", target__columns=["TP53", "KRAS"], **FAST))
-    metrics, table = read_json(run.evaluation / "metrics.json"), tables(run, "predictions")
-    assert metrics["left_out"] == {"train": 0, "val": 0, "test": 0} and metrics["kind"] == "labels"
-    row = metrics["rows"][0]
+    scores, table = read_json(run.evaluation / "metrics.json"), tables(run, "predictions")
+    assert scores["left_out"] == {"train": 0, "val": 0, "test": 0} and scores["kind"] == "labels"
+    row = scores["rows"][0]
     kras = CohortStore.open(clinical).cases.select(["case_id", "KRAS"]).to_pylist()
     said = {case["case_id"]: None if case["KRAS"] is None else case["KRAS"] == "yes" for case in kras}
     assert table["true_KRAS"] == [said[case] for case in table["case_id"]] and None in table["true_KRAS"]
@@ -181,9 +184,9 @@ def test_a_labels_run_masks_what_is_not_known(config: Config, clinical: Path) ->
     known = [value for value in tested if value is not None]
     assert (row["labels"]["KRAS"]["n_known"], row["labels"]["KRAS"]["n_positive"]) == (len(known), sum(known))
     assert {"auroc", "average_precision"} <= row.keys() and set(row["labels"]) == {"TP53", "KRAS"}
-    methods = [r["method"] for r in metrics["rows"][1:]]
+    methods = [r["method"] for r in scores["rows"][1:]]
     assert methods == ["genes alone (logistic regression)", "mean-pooled patches + MLP"]
-    genes = metrics["rows"][1]["labels"]["TP53"]  # the label itself, which the genes tell
+    genes = scores["rows"][1]["labels"]["TP53"]  # the label itself, which the genes tell
     assert genes["auroc"]["value"] == 1.0
 
 
@@ -191,8 +194,8 @@ def test_a_labels_run_masks_what_is_not_known(config: Config, clinical: Path) ->
 def test_a_class_run_on_another_column(config: Config, clinical: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = pipeline.run_all(changed(config, target__columns=["grade"], **FAST))
     assert "cases without a known class are left out: 1 of" in capsys.readouterr().out
-    metrics, table = read_json(run.evaluation / "metrics.json"), tables(run, "predictions")
-    assert metrics["classes"] == ["G1", "G2"] and sum(metrics["left_out"].values()) == 1
+    scores, table = read_json(run.evaluation / "metrics.json"), tables(run, "predictions")
+    assert scores["classes"] == ["G1", "G2"] and sum(scores["left_out"].values()) == 1
     assert set(table["label"]) == {"G1", "G2"} and {"prob_G1", "prob_G2"} <= table.keys()
     everyone = pq.read_table(pipeline.embed(config, run.model_file("finetune"), run.path / "all.parquet"))
     assert everyone["label"].null_count == 1 and everyone.num_rows == 20
@@ -211,6 +214,24 @@ def test_a_target_that_is_not_there_is_refused_before_anything_is_trained(config
         pipeline.run_all(wanted)
     assert "survival_months" in (refusal.value.found or "")
     assert not RunFolder(wanted.run or "").checkpoints("finetune").exists()
+
+
+@pytest.mark.slow
+def test_a_survival_run_that_died_in_an_epoch_goes_on_to_the_same_bits(config: Config, tmp_path: Path) -> None:
+    wanted = changed(config, target__kind="survival", target__bins=2, checkpoint__every_steps=1, checkpoint__keep=99)
+    wanted = changed(wanted, **FAST)
+    whole = pipeline.finetune(changed(wanted, run=str(tmp_path / "whole")))
+    died = pipeline.finetune(wanted)
+    folders = checkpoint_folders(died.checkpoints("finetune"))
+    for folder in folders[2:]:  # of four steps an epoch
+        shutil.rmtree(folder)
+    died.model_file("finetune").unlink()
+    with pytest.raises(ConfigError, match="another 'target"):
+        pipeline.finetune(changed(wanted, target__bins=3))
+    pipeline.finetune(wanted)
+    assert metrics(died, "finetune") == metrics(whole, "finetune")
+    assert same_weights(died.model_file("finetune"), whole.model_file("finetune"))
+    assert read_json(died.model_card("finetune")) == read_json(whole.model_card("finetune"))
 
 
 def test_no_case_without_a_target_is_trained_or_validated_on(config: Config) -> None:

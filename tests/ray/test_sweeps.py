@@ -21,6 +21,7 @@ import pytest
 import yaml
 from ray.tune.schedulers import ASHAScheduler
 
+from gimp_ray import places
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.run_folder import RunFolder, read_lines
@@ -31,6 +32,7 @@ from gimp_ray.sweeps.settings import SweepConfig, build_sweep, rungs_of, space_o
 from gimp_ray.sweeps.trial import Setting
 from tests.conftest import TINY, changed
 from tests.faults.running import ROOT, Command, kill, steps_logged
+from tests.object_storage.fixtures import bucket, s3_env, s3_server  # noqa: F401
 from tests.sweeps import scripted
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
@@ -39,13 +41,13 @@ SCRIPTED = "from tests.sweeps.scripted import main; main()"
 
 
 @contextlib.contextmanager
-def sweeping(file: Path, output: Path) -> Iterator[Command]:
+def sweeping(file: Path, output: Path, code: str = SCRIPTED, **environment: str) -> Iterator[Command]:
     """A scripted `gimp sweep` beside the test; killed at the end of the block, with all that it started."""
     mine = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with output.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPTED, "sweep", "--config", str(file)],
-            env=mine | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"},
+            [sys.executable, "-c", code, "sweep", "--config", str(file)],
+            env=mine | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"} | environment,
             cwd=ROOT,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -117,6 +119,39 @@ def test_asha_stops_trials_and_a_killed_trial_and_a_killed_sweep_go_on(store_pat
         assert (rows[name]["status"], rows[name]["epochs"]) == ("stopped", 1), rows
     assert load_config(place / "best.yaml").mask.ratio == 0.7
     assert (place / "sweep.md").exists() and not list((place / "ray").glob("tune-*"))
+
+
+def test_a_sweep_in_object_storage_is_whole_there_and_known_on_another_machine(
+    bucket: str,  # noqa: F811
+    store_path: Path,
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "sweep.yaml"
+    base = TINY | {"train": TINY["train"] | {"epochs": 2}, "genes": TINY["genes"] | {"train": {"epochs": 1}}}
+    tree = {
+        "store": str(store_path),
+        "run": f"{bucket}/sweep",
+        "base": base,
+        "space": {"mask.ratio": {"grid": [0.3, 0.6]}},
+        "search": "grid",
+        "rungs": [1],
+        "metric": "accuracy",
+        "concurrent": 2,
+    }
+    file.write_text(yaml.safe_dump(tree))
+    code = "from gimp_ray.cli import main; main()"
+    said = []
+    for machine in ("first", "second"):
+        cache = str(tmp_path / machine)
+        with sweeping(file, tmp_path / f"{machine}.txt", code, GIMP_RAY_CACHE=cache) as command:
+            said.append(command.succeeded())
+    assert "2 trial(s) to run, 0 are over" in said[0] and "to run" not in said[1]
+    records = read_records(f"{bucket}/sweep")
+    assert [[report["epoch"] for report in record["reports"]] for record in records] == [[1, 2], [1, 2]]
+    filesystem, root = places.resolve(f"{bucket}/sweep")
+    there = set(places.files_below(filesystem, root))
+    assert {"sweep.md", "trials.parquet", "best.yaml", "sweep.yaml", "figures/marginals.png"} <= there
+    assert {f"trials/{name}/pretrain.safetensors" for name in ("t000", "t001")} | {"genes/genes.safetensors"} <= there
 
 
 def _steps(run: RunFolder) -> list[dict[str, Any]]:

@@ -102,7 +102,7 @@ def _wait(tasks: list[Any]) -> tuple[Any, Failure | None]:
     except ray.exceptions.RayTaskError as error:
         return ready, _failure(error.cause)
     except ray.exceptions.RayError as error:  # its process is gone
-        return ready, Failure(f"{type(error).__name__}: {_first_line(error)}", again=True)
+        return ready, Failure(f"{type(error).__name__}: {_in_a_line(error)}", again=True)
     return ready, None
 
 
@@ -110,11 +110,11 @@ def _failure(cause: BaseException) -> Failure:
     if isinstance(cause, GimpError):
         found = f" (found: {cause.found})" if cause.found else ""
         return Failure(f"{cause.what}{found}", again=not isinstance(cause, InputError | ConfigError))
-    return Failure(f"{type(cause).__name__}: {_first_line(cause)}", again=True)
+    return Failure(f"{type(cause).__name__}: {_in_a_line(cause)}", again=True)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "without a word")[:300]
+def _in_a_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or "without a word"
 
 
 def _fitted(room: Room, config: Config, there: dict[str, float]) -> Room:

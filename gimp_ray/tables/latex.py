@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gimp_ray.reports.tables import interval_text
 from gimp_ray.tables.spec import FIGURES
+from gimp_ray.tables.writing import difference_text, paper_figures
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -43,7 +45,7 @@ def latex_table(result: dict[str, Any], caption: str, label: str) -> str:
         caption: plain text.
         label: letters, digits and dashes.
     """
-    figures, paper = list(result["shown"]), _paper_figures(result)
+    figures, paper = list(result["shown"]), paper_figures(result)
     header = ["", "runs"]
     for name in figures:
         header += [FIGURES[name], "difference"]
@@ -71,23 +73,15 @@ def _cells(row: dict[str, Any], figures: Sequence[str], paper: Sequence[str]) ->
     cells = [row["name"], str(row["runs"])]
     for name in figures:
         cells += [
-            _interval(row["figures"].get(name), signed=False),
-            _interval(row["difference_to_first"].get(name), signed=True),
+            _interval(row["figures"].get(name)),
+            difference_text(row["difference_to_first"].get(name)),
         ]
     cells += [f"{row['paper'][name]:.4f}" if name in row["paper"] else "" for name in paper]
     return [*cells, "" if row["seconds"] is None else f"{row['seconds']:.0f}"]
 
 
-def _interval(figure: dict[str, Any] | None, signed: bool) -> str:
-    if not figure or figure["value"] is None:
-        return ""
-    form = "+.3f" if signed else ".3f"
-    text = f"{figure['value']:{form}}"
-    return text if figure["low"] is None else f"{text} [{figure['low']:{form}}, {figure['high']:{form}}]"
-
-
-def _paper_figures(result: dict[str, Any]) -> list[str]:
-    return [name for name in FIGURES if any(name in row["paper"] for row in result["rows"])]
+def _interval(figure: dict[str, Any] | None) -> str:
+    return "" if not figure or figure["value"] is None else interval_text(figure)
 
 
 def _line(cells: Sequence[str]) -> str:

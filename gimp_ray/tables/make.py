@@ -71,8 +71,9 @@ def plan_table(table: TableSpec, out: str | Path) -> Planned:
     left_out = rows_left_out(table, store)
     kept = without_rows(table, left_out) if left_out else table
     grid = plan_grid(kept, store, place)
+    lacking = missing(cell.step for cell in grid.cells)  # which brings here what is in object storage
     check_same(grid.cells, store)
-    return Planned(table, kept, left_out, store, place, grid, missing(cell.step for cell in grid.cells))
+    return Planned(table, kept, left_out, store, place, grid, lacking)
 
 
 def missing_text(planned: Planned) -> str:

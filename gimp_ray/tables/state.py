@@ -126,7 +126,9 @@ def seconds_of(cell: Cell) -> float:
 
 
 def _seconds(place: str, stages: tuple[str, ...] | None) -> float:
-    recorded: dict[str, Any] = RunFolder(place).record().get("stages") or {}
+    run = RunFolder(place)
+    run.pull()
+    recorded: dict[str, Any] = run.record().get("stages") or {}
     return sum(float(entry.get("seconds", 0)) for name, entry in recorded.items() if stages is None or name in stages)
 
 

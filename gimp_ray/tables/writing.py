@@ -94,8 +94,13 @@ def difference_text(figure: dict[str, Any] | None) -> str:
     """`+0.012 [-0.003, +0.027]`, or nothing where there is no difference."""
     if not figure or figure["value"] is None:
         return ""
-    text = f"{figure['value']:+.3f}"
-    return text if figure["low"] is None else f"{text} [{figure['low']:+.3f}, {figure['high']:+.3f}]"
+    value, low, high = (None if figure[key] is None else signed(figure[key]) for key in ("value", "low", "high"))
+    return str(value) if low is None else f"{value} [{low}, {high}]"
+
+
+def signed(value: float) -> str:
+    """Three decimals with a sign; what rounds to nothing is +0.000 and not -0.000."""
+    return f"{round(value, 3) + 0.0:+.3f}"
 
 
 def _table(result: dict[str, Any]) -> str:

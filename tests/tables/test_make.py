@@ -26,6 +26,7 @@ from gimp_ray.tables.grid import Room
 from gimp_ray.tables.latex import latex_table
 from gimp_ray.tables.make import Planned, make_table, plan_table
 from gimp_ray.tables.spec import build_table
+from gimp_ray.tables.writing import difference_text
 from tests.tables.made import CLASSES, finished, reported, table_of
 
 ROWS: list[dict[str, Any]] = [
@@ -128,6 +129,12 @@ def test_latex_is_balanced_and_escaped(planned: Planned, result: dict[str, Any])
     assert r"50 \% \& {[}a\_b{]} \$x\$ & 2 & " in text
     assert r"\caption{A \& B. Mean over" in text and r"\label{tab:a-b}" in text
     assert r"\textit{ours}" in text
+
+
+def test_a_difference_of_nothing_has_one_way_of_writing() -> None:
+    shown = difference_text({"value": -0.0001, "low": -0.0126, "high": 0.0004})
+    assert shown == "+0.000 [-0.013, +0.000]"
+    assert difference_text({"value": None, "low": None, "high": None}) == ""
 
 
 def test_latex_of_odd_names_stays_balanced(result: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def test_refusals_and_other_failures_are_told_apart() -> None:
     refusal = InputError("no such file", file=Path("x"), found="nothing")
     assert _failure(refusal) == Failure("no such file (found: nothing)", again=False)
     assert _failure(GimpError("a worker ran out of memory")).again
-    assert _failure(ValueError("first\nsecond")) == Failure("ValueError: first", again=True)
+    assert _failure(ValueError("first\nsecond")) == Failure("ValueError: first second", again=True)
 
 
 @pytest.mark.parametrize("room", [Room(concurrent=0), Room(cpus=0), Room(gpus=-1), Room(gpus=1.5)])

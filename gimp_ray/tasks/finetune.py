@@ -39,7 +39,7 @@ class Finetuning(PlannedTask):
         self._refuse_leaks()
         cases = self.config.finetune.batch_size * max(1, self.settings.fewest_workers or self.settings.most_workers)
         for note in check_target(self.target, self.parts, self.config.finetune.select, cases):
-            print(f"note: {note}", flush=True)
+            print(f"note: stage '{self.name}': {note}", flush=True)
 
     def _refuse_leaks(self) -> None:
         init, given = self.config.finetune.init, self.config.genes.checkpoint

@@ -154,6 +154,8 @@ def check_target(target: Target, parts: Parts, select: str, cases_per_step: int)
     if any(without.values()):
         counted = ", ".join(f"{count} of {len(parts[name])} {name}" for name, count in without.items() if count)
         notes.append(f"cases without {_what(target)} are left out: {counted}")
+    empty = [name for name in ("val", "test") if parts[name] and not known[name]]
+    notes += [f"no {name} case has {_what(target)}, so there is nothing to compare with" for name in empty]
     notes += target.check(known["train"], cases_per_step)
     if known["val"]:
         note = target.selected(known["val"], select)[1]

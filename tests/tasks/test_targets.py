@@ -198,6 +198,10 @@ def test_cases_without_follow_up_are_known_as_such() -> None:
     truths = target.truths(["case-08", "case-09", "case-10"])
     assert truths["time"].to_pylist() == [None, 2.0, None] and truths["event"].to_pylist() == [None, True, None]
     assert "left out: 1 of 2 val, 1 of 2 test" in check_target(target, PARTS, "auto", 4)[0]
+    notes = check_target(target, PARTS | {"test": ["case-10"]}, "auto", 4)
+    assert "no test case has a known follow-up, so there is nothing to compare with" in notes
+    with pytest.raises(InputError, match="no training case has a known target"):
+        check_target(target, PARTS | {"train": ["case-10"]}, "auto", 4)
 
 
 def test_a_discrete_model_predicts_a_risk_and_the_probability_to_outlive_each_bin() -> None:

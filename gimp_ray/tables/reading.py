@@ -20,7 +20,7 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.cohort.splits import patient_column
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
-from gimp_ray.run_folder import RunFolder, read_json
+from gimp_ray.run_folder import RunFolder
 from gimp_ray.tables.cells import Cell, Grid
 from gimp_ray.tables.pooled import Draw, RunScores, draw_patients, pooled_difference, pooled_intervals
 from gimp_ray.tables.scores import score
@@ -60,8 +60,7 @@ def read_table(table: TableSpec, grid: Grid, store: CohortStore, missing: Mappin
     """
     done = [cell for cell in grid.cells if cell.step.place not in missing]
     config = grid.cells[0].step.config
-    metrics = [_metrics(cell) for cell in done]
-    kind = _one("kind", [one.get("kind", "class") for one in metrics]) or "class"
+    kind = config.target.kind
     rows = _rows(table, done, config)
     everybody = [case for row in rows for one in row.tables.values() for case in one["case_id"].to_pylist()]
     patients = _patients(everybody, store)
@@ -153,11 +152,6 @@ def _patients(cases: Sequence[str], store: CohortStore) -> dict[str, str]:
     return dict(zip(ids, patient_column(pa.array(ids, pa.string()), store.cases).to_pylist(), strict=True))
 
 
-def _metrics(cell: Cell) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(RunFolder(cell.step.place).evaluation / "metrics.json")
-    return found
-
-
 def _table(run: RunFolder, name: str) -> pa.Table:
     file = run.evaluation / name
     try:
@@ -166,10 +160,3 @@ def _table(run: RunFolder, name: str) -> pa.Table:
         raise InputError(
             "the table cannot be read", file=run.place_of(file), found=str(error), fix="evaluate the run again"
         ) from error
-
-
-def _one(what: str, values: Sequence[str]) -> str | None:
-    found = sorted(set(values))
-    if len(found) > 1:
-        raise InputError(f"the runs of a table have more than one {what}", found=", ".join(found))
-    return found[0] if found else None

@@ -10,6 +10,7 @@ import csv
 import io
 from typing import Any
 
+from gimp_ray.evaluation import METRICS
 from gimp_ray.reports.tables import duration_text, interval_text, markdown_table
 from gimp_ray.tables.spec import FIGURES
 
@@ -26,7 +27,7 @@ def caption(result: dict[str, Any]) -> str:
         f"brackets the 95 % interval over patients ({result['resamples']} bootstrap resamples of all patients, "
         f"averaged over seeds). Differences are to the first row, '{first}', paired by patient, fold and seed."
     )
-    if any(row["paper"] for row in result["rows"]):
+    if paper_figures(result):
         text += " The paper's figures are of its own cohort and split, as a reference."
     if result["transductive"]:
         text += (
@@ -86,8 +87,8 @@ def csv_text(result: dict[str, Any]) -> str:
 
 
 def paper_figures(result: dict[str, Any]) -> list[str]:
-    """The figures that some row has from a publication."""
-    return [name for name in FIGURES if any(name in row["paper"] for row in result["rows"])]
+    """The figures that some row has from a publication, of the kind of target that the table is of."""
+    return [name for name in METRICS[result["kind"]] if any(name in row["paper"] for row in result["rows"])]
 
 
 def difference_text(figure: dict[str, Any] | None) -> str:
@@ -119,7 +120,7 @@ def _table(result: dict[str, Any]) -> str:
         for name in shown:
             line += [interval_text(row["figures"].get(name)), difference_text(row["difference_to_first"].get(name))]
         line += [f"{row['paper'][name]:.4f}" if name in row["paper"] else "" for name in paper]
-        lines.append([*line, "" if row["reference"] else duration_text(row["seconds"])])
+        lines.append([*line, "" if row["seconds"] is None else duration_text(row["seconds"])])
     return markdown_table(header, lines)
 
 

@@ -26,7 +26,7 @@ from gimp_ray.tables.grid import Room
 from gimp_ray.tables.latex import latex_table
 from gimp_ray.tables.make import Planned, make_table, plan_table
 from gimp_ray.tables.spec import build_table
-from gimp_ray.tables.writing import difference_text
+from gimp_ray.tables.writing import caption, difference_text
 from tests.tables.made import CLASSES, finished, reported, table_of
 
 ROWS: list[dict[str, Any]] = [
@@ -135,6 +135,12 @@ def test_a_difference_of_nothing_has_one_way_of_writing() -> None:
     shown = difference_text({"value": -0.0001, "low": -0.0126, "high": 0.0004})
     assert shown == "+0.000 [-0.013, +0.000]"
     assert difference_text({"value": None, "low": None, "high": None}) == ""
+
+
+def test_figures_a_paper_reports_of_another_kind_of_target_are_not_shown(result: dict[str, Any]) -> None:
+    assert "0.9947" in latex_table(result, "c", "l") and "The paper's figures" in caption(result)
+    survival = result | {"kind": "survival", "shown": ["c_index"]}
+    assert "0.9947" not in latex_table(survival, "c", "l") and "The paper's figures" not in caption(survival)
 
 
 def test_latex_of_odd_names_stays_balanced(result: dict[str, Any]) -> None:

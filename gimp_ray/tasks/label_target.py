@@ -50,8 +50,8 @@ class LabelTarget:
         return tuple(f"prob_{name}" for name in self.outputs)
 
     def known(self, case_ids: Sequence[str]) -> list[str]:
-        some = self.is_known[case_rows(self.store, case_ids)].any(axis=1)
-        return [case for case, known in zip(case_ids, some, strict=True) if known]
+        known_BP = self.is_known[case_rows(self.store, case_ids)]
+        return [case for case, known_P in zip(case_ids, known_BP, strict=True) if known_P.any()]
 
     def arrays(self, case_ids: Sequence[str]) -> Arrays:
         rows = case_rows(self.store, case_ids)
@@ -75,8 +75,9 @@ class LabelTarget:
         return torch.sigmoid(logits_BP.double())
 
     def record(self, case_id: str, predictions_P: Tensor) -> Record:
-        row = case_rows(self.store, [case_id])[0]
-        truth = [bool(t) if k else None for t, k in zip(self.truth[row], self.is_known[row], strict=True)]
+        row = int(case_rows(self.store, [case_id])[0])
+        said = zip(self.truth[row].tolist(), self.is_known[row].tolist(), strict=True)
+        truth = [value if known else None for value, known in said]
         return {"case_id": case_id, "truth": truth, "predictions": predictions_P.cpu().tolist()}
 
     def figures(self, records: list[Record]) -> dict[str, float]:

@@ -88,8 +88,9 @@ class SurvivalTarget:
         known_B, event_B = batch["target_known"], batch["target_event"]
         if self.edges is not None:
             return discrete_time_nll(logits_BO, batch["target"], event_B, known_B), {}
-        theta_N, *truth_N = gather_workers(logits_BO[:, 0].float(), batch["target_time"], event_B, known_B)
-        return cox_loss(theta_N, *truth_N), {}
+        gathered = gather_workers(logits_BO[:, 0].float(), batch["target_time"], event_B, known_B)
+        theta_N, time_N, event_N, known_N = gathered
+        return cox_loss(theta_N, time_N, event_N, known_N), {}
 
     def predict(self, logits_BO: Tensor) -> Tensor:
         logits_BO = logits_BO.double()

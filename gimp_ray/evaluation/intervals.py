@@ -47,8 +47,8 @@ def bootstrap_intervals(
     """
     labels_N, p_NC = check_predictions(labels, probabilities, classes)
     weights_RN = draw_patients(case_ids, len(labels_N), resamples, seed)
-    value = _metrics(once(len(labels_N)), labels_N, p_NC, classes)
-    drawn = _metrics(weights_RN, labels_N, p_NC, classes)
+    value = weighted_metrics(once(len(labels_N)), labels_N, p_NC, classes)
+    drawn = weighted_metrics(weights_RN, labels_N, p_NC, classes)
     intervals = {name: interval(value[name][0], drawn[name]) for name in value}
     reason = absent_reason(np.bincount(labels_N, minlength=len(classes)), classes)
     if reason is not None:
@@ -83,13 +83,13 @@ def paired_difference(
     _, second_NC = check_predictions(labels, second, classes)
     weights_RN = draw_patients(case_ids, len(labels_N), resamples, seed)
     once_1N = once(len(labels_N))
-    value_a, value_b = (_metrics(once_1N, labels_N, p, classes) for p in (first_NC, second_NC))
-    drawn_a, drawn_b = (_metrics(weights_RN, labels_N, p, classes) for p in (first_NC, second_NC))
+    value_a, value_b = (weighted_metrics(once_1N, labels_N, p, classes) for p in (first_NC, second_NC))
+    drawn_a, drawn_b = (weighted_metrics(weights_RN, labels_N, p, classes) for p in (first_NC, second_NC))
     intervals = {name: interval(value_a[name][0] - value_b[name][0], drawn_a[name] - drawn_b[name]) for name in value_a}
     return _nested(intervals, classes)
 
 
-def _metrics(
+def weighted_metrics(
     weights_RN: Floats, labels_N: NDArray[np.int64], p_NC: Floats, classes: Sequence[str]
 ) -> dict[str, Floats]:
     """Every metric of every weighting, (R,) each, NaN where not defined; recalls under `recall/<class>`."""

@@ -59,7 +59,9 @@ def label_intervals(
     """
     truth_NP, known_NP, p_NP = _checked(truth, known, probabilities, labels)
     weights_RN = draw_patients(patients, len(truth_NP), resamples, seed)
-    value, drawn = (_figures(weights, truth_NP, known_NP, p_NP) for weights in (once(len(truth_NP)), weights_RN))
+    value, drawn = (
+        weighted_figures(weights, truth_NP, known_NP, p_NP) for weights in (once(len(truth_NP)), weights_RN)
+    )
     return _nested(value, drawn, truth_NP, known_NP, _reasons(truth_NP, known_NP, [p_NP], labels), labels)
 
 
@@ -80,7 +82,10 @@ def label_difference(
     _, _, second_NP = _checked(truth, known, second, labels)
     weights_RN = draw_patients(patients, len(truth_NP), resamples, seed)
     value, drawn = (
-        _minus(_figures(weights, truth_NP, known_NP, first_NP), _figures(weights, truth_NP, known_NP, second_NP))
+        _minus(
+            weighted_figures(weights, truth_NP, known_NP, first_NP),
+            weighted_figures(weights, truth_NP, known_NP, second_NP),
+        )
         for weights in (once(len(truth_NP)), weights_RN)
     )
     reasons = _reasons(truth_NP, known_NP, [first_NP, second_NP], labels)
@@ -93,7 +98,7 @@ def label_metrics(
     """The means without intervals: `auroc` and `average_precision`, None where no label defines them."""
     truth_NP, known_NP, p_NP = _checked(truth, known, probabilities, labels)
     reasons = _reasons(truth_NP, known_NP, [p_NP], labels)
-    value = _figures(once(len(truth_NP)), truth_NP, known_NP, p_NP)
+    value = weighted_figures(once(len(truth_NP)), truth_NP, known_NP, p_NP)
     nested = _nested(value, value, truth_NP, known_NP, reasons, labels)
     return {name: nested[name]["value"] for name in LABEL_METRICS}
 
@@ -139,7 +144,7 @@ def _reasons(truth_NP: Bools, known_NP: Bools, methods: Sequence[Floats], labels
     return reasons
 
 
-def _figures(weights_RN: Floats, truth_NP: Bools, known_NP: Bools, p_NP: Floats) -> Figures:
+def weighted_figures(weights_RN: Floats, truth_NP: Bools, known_NP: Bools, p_NP: Floats) -> Figures:
     """Every figure of every label under every weighting, (R, P) each, NaN where it is not defined."""
     found = {name: np.full((len(weights_RN), truth_NP.shape[1]), np.nan) for name in LABEL_METRICS}
     for p in range(truth_NP.shape[1]):

@@ -46,7 +46,7 @@ def survival_intervals(
     """
     time_N, event_N, risk_N, _ = checked_follow_up(time, event, risk, None)
     weights_RN = draw_patients(patients, len(time_N), resamples, seed)
-    value, drawn = (_c_index(weights, time_N, event_N, risk_N) for weights in (once(len(time_N)), weights_RN))
+    value, drawn = (weighted_c_index(weights, time_N, event_N, risk_N) for weights in (once(len(time_N)), weights_RN))
     return _row(value, drawn, event_N)
 
 
@@ -66,7 +66,7 @@ def survival_difference(
     second_N = checked_follow_up(time, event, second, None)[2]
     weights_RN = draw_patients(patients, len(time_N), resamples, seed)
     value, drawn = (
-        _c_index(weights, time_N, event_N, first_N) - _c_index(weights, time_N, event_N, second_N)
+        weighted_c_index(weights, time_N, event_N, first_N) - weighted_c_index(weights, time_N, event_N, second_N)
         for weights in (once(len(time_N)), weights_RN)
     )
     return _row(value, drawn, event_N)
@@ -79,7 +79,7 @@ def _row(value: Floats, drawn: Floats, event_N: Bools) -> dict[str, Any]:
     return {"c_index": found, "n_events": int(event_N.sum())}
 
 
-def _c_index(weights_RN: Floats, time_N: Floats, event_N: Bools, risk_N: Floats) -> Floats:
+def weighted_c_index(weights_RN: Floats, time_N: Floats, event_N: Bools, risk_N: Floats) -> Floats:
     """(R,) C-index under every weighting, NaN without a pair."""
     won_R, pairs_R = np.zeros(len(weights_RN)), np.zeros(len(weights_RN))
     events = np.flatnonzero(event_N)

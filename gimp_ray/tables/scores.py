@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
 from gimp_ray.evaluation import encode_labels
-from gimp_ray.evaluation.intervals import METRICS, _metrics
-from gimp_ray.evaluation.label_intervals import LABEL_METRICS, _figures
+from gimp_ray.evaluation.intervals import METRICS, weighted_metrics
+from gimp_ray.evaluation.label_intervals import LABEL_METRICS, weighted_figures
 from gimp_ray.evaluation.metrics import check_predictions
 from gimp_ray.evaluation.resampling import once
 from gimp_ray.evaluation.survival import checked_follow_up
-from gimp_ray.evaluation.survival_intervals import _c_index
+from gimp_ray.evaluation.survival_intervals import weighted_c_index
 
 Floats = NDArray[np.float64]
 Figures = dict[str, Floats]
@@ -54,7 +54,7 @@ def score(kind: str, table: pa.Table, weights_RN: Floats) -> Scores:
 def _class(table: pa.Table, weights_RN: Floats) -> Figures:
     classes, p_NC = _probabilities(table)
     labels_N, p_NC = check_predictions(encode_labels(table["label"].to_pylist(), classes), p_NC, classes)
-    found = _metrics(weights_RN, labels_N, p_NC, classes)
+    found = weighted_metrics(weights_RN, labels_N, p_NC, classes)
     return {name: found[name] for name in METRICS}
 
 
@@ -63,7 +63,7 @@ def _labels(table: pa.Table, weights_RN: Floats) -> Figures:
     truths = [table[f"true_{name}"] for name in labels]
     known_NP = np.stack([truth.is_valid().to_numpy() for truth in truths], axis=1)
     truth_NP = np.stack([truth.fill_null(False).to_numpy() for truth in truths], axis=1)
-    found = _figures(weights_RN, truth_NP, known_NP, p_NP)
+    found = weighted_figures(weights_RN, truth_NP, known_NP, p_NP)
     # means hold the labels that these cases define, whatever is drawn
     both = (truth_NP & known_NP).any(axis=0) & (~truth_NP & known_NP).any(axis=0)
     kept = both & ~np.isnan(p_NP).all(axis=0)
@@ -79,7 +79,7 @@ def _survival(table: pa.Table, weights_RN: Floats) -> Figures:
     time_N, event_N, risk_N, _ = checked_follow_up(
         table["time"].to_numpy(), table["event"].to_numpy(), table["risk"].to_numpy(), None
     )
-    return {"c_index": _c_index(weights_RN, time_N, event_N, risk_N)}
+    return {"c_index": weighted_c_index(weights_RN, time_N, event_N, risk_N)}
 
 
 def _probabilities(table: pa.Table) -> tuple[list[str], Floats]:

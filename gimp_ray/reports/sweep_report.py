@@ -220,6 +220,9 @@ def marginal_figure(sweep: Sweep) -> Figure:
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True).ravel()
     for axes, key in zip(grid, keys, strict=False):
         _marginal(axes, sweep, key, rows)
+    if len({row["status"] == "done" for row in rows}) == 2:
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     for axes in grid[len(keys) :]:
         axes.set_axis_off()
     for number in range(0, len(keys), columns):
@@ -239,7 +242,15 @@ def _marginal(axes: Axes, sweep: Sweep, key: str, rows: Sequence[Row]) -> None:
         if not chosen:
             continue
         values = [row[f"param.{key}"] for row in chosen]
-        places = [listed.index(value_text(value)) for value in values] if listed is not None else values
+        # trials of one value of a list stand beside one another
+        places = (
+            values
+            if listed is None
+            else [
+                listed.index(value_text(value)) + 0.5 * (_share(row["number"], 0, len(sweep.rows) - 1) - 0.5)
+                for value, row in zip(values, chosen, strict=True)
+            ]
+        )
         scores = np.array([row[sweep.metric] for row in chosen])
         bounds = [(row[f"{sweep.metric}_low"], row[f"{sweep.metric}_high"]) for row in chosen]
         errors = [
@@ -269,8 +280,6 @@ def _marginal(axes: Axes, sweep: Sweep, key: str, rows: Sequence[Row]) -> None:
     axes.set_xlabel(key, fontsize=9)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    if any(row["status"] != "done" for row in rows):
-        axes.legend(frameon=False, fontsize=7)
 
 
 def _listed(sweep: Sweep, key: str, rows: Sequence[Row]) -> list[str] | None:

@@ -48,6 +48,7 @@ def connect(base: Config, sweep: SweepConfig) -> None:
 
     Without `concurrent` a local cluster has the machine's cores and no more: trials that share a core gain nothing.
     """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its banner points to what is thrown away
     workers = pipeline.workers_of(base)
     needed = (sweep.concurrent or 1) * _cpus_of_trial(base)
     wanted = workers.num_cpus or max(os.cpu_count() or 1, math.ceil(needed))
@@ -205,8 +206,10 @@ class Suggested(Searcher):
     """
 
     def __init__(self, setting: Setting, space: list[Dimension], records: list[Record]) -> None:
+        import optuna
         from ray.tune.search.optuna import OptunaSearch
 
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         sweep = setting.sweep
         super().__init__(metric=sweep.metric, mode="max")
         self._setting, self._known = setting, len(records)

@@ -112,7 +112,12 @@ def _records(run: RunFolder, sweep: SweepConfig, space: list[Dimension]) -> list
                 write_record(run.place, record)
     if sweep.search == "optuna":
         return records
-    for number, params in enumerate(planned(sweep, space)):
+    plan = planned(sweep, space)
+    if len(plan) < sweep.trials and sweep.search == "random":
+        print(
+            f"note: the space has {len(plan)} different settings, and {sweep.trials} trials were asked for", flush=True
+        )
+    for number, params in enumerate(plan):
         if number >= len(records):
             record = new_record(run.place, number, params)
             write_record(run.place, record)

@@ -102,6 +102,8 @@ def config_of(setting: Setting, params: Params, run: str) -> Config:
     changes: dict[str, Any] = params | {"run": run, "log.progress": False}
     if setting.genes is not None:
         changes["genes.checkpoint"] = setting.genes
+    if setting.sweep.gpus_per_trial == 0:
+        changes["train.use_gpu"] = False
     config = config_with(setting.base, changes)
     if config.train.workers == 0 and not config.train.threads:
         # trials share the machine: as many threads as CPUs were asked for

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,20 +103,6 @@ def test_everything_is_written_and_may_be_written_again(base: Config, tmp_path: 
     assert set(figures) == {"parallel_coordinates.png", "marginals.png"} and min(figures.values()) > 5000
     trials = json.loads((tmp_path / "trials.json").read_text())
     assert [trial["error"] for trial in trials] == [None, None, "the loss | is not finite", None, None]
-
-
-def test_the_report_needs_neither_sweeps_nor_ray(base: Config, tmp_path: Path) -> None:
-    import subprocess
-
-    write_outputs(RunFolder(tmp_path), base, SWEEP, space_of(SWEEP), records_of(str(tmp_path)))
-    (tmp_path / "sweep.md").unlink()
-    code = (
-        "import sys; from pathlib import Path; from gimp_ray.reports.sweep_report import write_sweep_report; "
-        f"write_sweep_report(Path({str(tmp_path)!r})); "
-        "assert not {'ray', 'torch', 'gimp_ray.sweeps'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
-    assert (tmp_path / "sweep.md").exists()
 
 
 def test_lines_of_parallel_coordinates_stand_at_their_values(base: Config, tmp_path: Path) -> None:

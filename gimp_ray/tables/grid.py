@@ -14,7 +14,7 @@ from typing import Any
 
 from gimp_ray import pipeline
 from gimp_ray.config import Config
-from gimp_ray.config_files import load_config
+from gimp_ray.config_files import build_config, load_config
 from gimp_ray.engine.launch import start_ray
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.tables.cells import Step
@@ -56,7 +56,7 @@ def run_steps(steps: Sequence[Step], room: Room) -> dict[str, str]:
     start_ray(workers)
     import ray
 
-    room = _fitted(room, config, ray.cluster_resources())
+    room = fitted_room(room, config, ray.cluster_resources())
     return run_in_order(steps, lambda step: _start(step, room), _wait, room.concurrent)
 
 
@@ -75,6 +75,27 @@ def check_room(room: Room) -> None:
         )
 
 
+def fitted_room(room: Room, config: Config, there: dict[str, float]) -> Room:
+    """The room with its GPUs said, of a cluster with these resources.
+
+    Raises:
+        ConfigError: a run would wait for ever on this machine; a cluster elsewhere may have nodes to come.
+    """
+    gpus = room.gpus
+    if gpus is None:
+        gpus = 1.0 if there.get("GPU", 0) >= 1 and config.train.use_gpu is not False else 0.0
+    if not config.cluster.address and not os.environ.get("RAY_ADDRESS"):
+        for name, asked, kind in (("cpus_per_run", room.cpus, "CPU"), ("gpus_per_run", gpus, "GPU")):
+            if asked > there.get(kind, 0):
+                raise ConfigError(
+                    f"this machine has no room for --{name} {asked:g}",
+                    expected=f"at most {there.get(kind, 0):g} {kind}",
+                    found=f"{asked:g}",
+                    fix=f"lower --{name}, or give the address of a cluster",
+                )
+    return replace(room, gpus=gpus)
+
+
 def _start(step: Step, room: Room) -> Any:
     import ray
 
@@ -82,15 +103,23 @@ def _start(step: Step, room: Room) -> Any:
     room_of_it = {"num_cpus": room.cpus, "num_gpus": room.gpus} if alone else {"num_cpus": 0.1}
     # tried again by who counts the tries and says so
     task = ray.remote(**room_of_it, max_retries=0)(_do)
-    return task.options(name=step.name).remote(step.does, step.config.model_dump(), room.cpus)
+    return task.options(name=step.name).remote(step.does, fitted_config(step.config, room).model_dump())
 
 
-def _do(does: str, tree: dict[str, Any], cpus: float) -> None:
+def fitted_config(config: Config, room: Room) -> Config:
+    """The config of a run in a task: it uses the threads and the GPU that the task has, and no others."""
+    changes: dict[str, Any] = {"log.progress": False}
+    if not config.train.most_workers:
+        if not config.train.threads:
+            changes["train.threads"] = max(1, int(room.cpus))
+        if not room.gpus and config.train.use_gpu is None:
+            changes["train.use_gpu"] = False  # a task without a GPU may still see one
+    return load_config(None, changes, base=config.model_dump())
+
+
+def _do(does: str, tree: dict[str, Any]) -> None:
     """A step, in a Ray task."""
-    config = load_config(None, {"log.progress": False}, base=tree)
-    if not config.train.most_workers and not config.train.threads:
-        config = load_config(None, {"train.threads": max(1, int(cpus))}, base=config.model_dump())
-    (pipeline.pretrain_genes if does == "genes" else pipeline.run_all)(config)
+    (pipeline.pretrain_genes if does == "genes" else pipeline.run_all)(build_config(tree))
 
 
 def _wait(tasks: list[Any]) -> tuple[Any, Failure | None]:
@@ -115,23 +144,3 @@ def _failure(cause: BaseException) -> Failure:
 
 def _in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or "without a word"
-
-
-def _fitted(room: Room, config: Config, there: dict[str, float]) -> Room:
-    """The room with its GPUs said; refuses, on this machine, a run that would wait for ever.
-
-    A cluster elsewhere may have nodes to come.
-    """
-    gpus = room.gpus
-    if gpus is None:
-        gpus = 1.0 if there.get("GPU", 0) >= 1 and config.train.use_gpu is not False else 0.0
-    if not config.cluster.address and not os.environ.get("RAY_ADDRESS"):
-        for name, asked, kind in (("cpus_per_run", room.cpus, "CPU"), ("gpus_per_run", gpus, "GPU")):
-            if asked > there.get(kind, 0):
-                raise ConfigError(
-                    f"this machine has no room for --{name} {asked:g}",
-                    expected=f"at most {there.get(kind, 0):g} {kind}",
-                    found=f"{asked:g}",
-                    fix=f"lower --{name}, or give the address of a cluster",
-                )
-    return replace(room, gpus=gpus)

@@ -9,7 +9,7 @@ import pytest
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.tables.cells import Step
-from gimp_ray.tables.grid import Room, _failure, check_room
+from gimp_ray.tables.grid import Room, _failure, check_room, fitted_config, fitted_room
 from gimp_ray.tables.schedule import Failure, run_in_order
 
 
@@ -82,3 +82,31 @@ def test_refusals_and_other_failures_are_told_apart() -> None:
 def test_an_impossible_room_is_refused(room: Room) -> None:
     with pytest.raises(ConfigError, match="--"):
         check_room(room)
+
+
+def test_a_run_takes_a_gpu_where_there_is_one_and_waits_for_none_that_never_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config = load_config(None, {})
+    there = {"CPU": 4.0, "GPU": 1.0}
+    assert fitted_room(Room(), config, there).gpus == 1 and fitted_room(Room(), config, {"CPU": 4.0}).gpus == 0
+    assert fitted_room(Room(gpus=0.25), config, there).gpus == 0.25
+    assert fitted_room(Room(), load_config(None, {"train.use_gpu": False}), there).gpus == 0
+    for room, says in ((Room(cpus=8), "--cpus_per_run 8"), (Room(gpus=2), "--gpus_per_run 2")):
+        with pytest.raises(ConfigError, match=says):
+            fitted_room(room, config, there)
+    # nodes with more may come
+    assert fitted_room(Room(cpus=8), load_config(None, {"cluster.address": "head:6379"}), there).cpus == 8
+
+
+def test_a_run_uses_the_threads_and_gpus_of_its_task() -> None:
+    alone = load_config(None, {"train.workers": 0})
+    fitted = fitted_config(alone, Room(cpus=2, gpus=0)).train
+    assert (fitted.threads, fitted.use_gpu) == (2, False)
+    assert fitted_config(alone, Room(cpus=0.5, gpus=0.25)).train.use_gpu is None
+    told = load_config(None, {"train.workers": 0, "train.threads": 3})
+    assert fitted_config(told, Room(cpus=1, gpus=1)).train.threads == 3
+    # workers have their own
+    beside = fitted_config(load_config(None, {"train.workers": 2}), Room(cpus=2, gpus=0)).train
+    assert (beside.threads, beside.use_gpu) == (0, None)

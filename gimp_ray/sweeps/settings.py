@@ -6,6 +6,7 @@ is a run's config, and is the base. Left out: what a setting does (`trial.py`, `
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -212,6 +213,13 @@ def check_sweep(base: Config, sweep: SweepConfig) -> list[Dimension]:
         )
     if sweep.search == "grid":
         crossed(space)
+    if sweep.search == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise ConfigError(
+            "search: optuna needs the package optuna",
+            expected="optuna installed",
+            found="no such package",
+            fix="pip install 'gimp-ray[sweep]', or use search: random",
+        )
     return space
 
 

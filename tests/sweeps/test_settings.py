@@ -124,6 +124,15 @@ def test_what_cannot_work_is_refused_before_anything_starts(
         check_sweep(load_config(None, base), build_sweep(settings))
 
 
+def test_optuna_is_asked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = build_sweep({"preset": "lr", "search": "optuna"})
+    check_sweep(Config(), sweep)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="optuna") as refusal:
+        check_sweep(Config(), sweep)
+    assert refusal.value.fix and "gimp-ray[sweep]" in refusal.value.fix
+
+
 def test_rungs_grow_for_asha_are_even_for_the_others_and_end_with_the_last_epoch() -> None:
     assert rungs_of(SweepConfig(scheduler="asha"), 20) == [1, 3, 9, 20]
     assert rungs_of(SweepConfig(scheduler="asha", grace=2, reduction=2), 16) == [2, 4, 8, 16]

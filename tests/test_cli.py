@@ -228,6 +228,7 @@ def test_there_is_a_job_for_every_stage() -> None:
         "pretrain",
         "finetune",
         "evaluate",
+        "table",
         "tune",
     }
 

@@ -175,7 +175,8 @@ def failures_table(sweep: Sweep) -> str | None:
         for row in failed
     ]
     header = ["trial", *(f"`{key}`" for key in sweep.keys), "epochs", "reason"]
-    return f"## Failed trials\n\n{markdown_table(header, rows)}"
+    again = "The sweep's command with `--retry-failed true` tries them again, from their own checkpoints."
+    return f"## Failed trials\n\n{markdown_table(header, rows)}\n\n{again}"
 
 
 def parallel_figure(sweep: Sweep) -> Figure:

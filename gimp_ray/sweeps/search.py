@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def search(base: Config, sweep: SweepConfig) -> Path:
             _run_left(run, base, sweep, space, records)
             records = read_records(run.place)
         write_outputs(run, base, sweep, space, records)
+    counts = Counter(record["status"] for record in records)
+    print("sweep: " + ", ".join(f"{number} {status}" for status, number in sorted(counts.items())), flush=True)
     if best_of(records, sweep.metric) is None:
         reasons = [record["reason"] for record in records if record["reason"]]
         raise GimpError(

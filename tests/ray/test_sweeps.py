@@ -219,6 +219,36 @@ def finished(number: int, params: dict[str, Any], values: list[float], status: s
     return new_record("nowhere", number, params) | {"status": status, "reports": reports}
 
 
+@pytest.mark.parametrize(
+    "base, sweep, there, asked, at_a_time",
+    [
+        ({"train.workers": 0}, {}, {"CPU": 8}, {"CPU": 1}, None),
+        ({"train.workers": 0}, {}, {"CPU": 8, "GPU": 1}, {"CPU": 1, "GPU": 1}, None),
+        ({"train.workers": 0}, {"gpus_per_trial": 0.25}, {"CPU": 8, "GPU": 1}, {"CPU": 1, "GPU": 0.25}, None),
+        ({"train.workers": 0}, {"gpus_per_trial": 0}, {"CPU": 8, "GPU": 1}, {"CPU": 1}, None),
+        ({"train.workers": 0, "train.use_gpu": False}, {}, {"CPU": 8, "GPU": 1}, {"CPU": 1}, None),
+        ({"train.workers": 0, "train.cpus_per_worker": 4}, {"concurrent": 3}, {"CPU": 8}, {"CPU": 4}, 3),
+        # two workers, a CPU for Ray Data, and the trial's own process
+        ({"train.workers": 2}, {}, {"CPU": 10}, {"CPU": 0.1}, 3),
+        ({"train.workers": 2}, {}, {"CPU": 100, "GPU": 4}, {"CPU": 0.1}, 2),
+        ({"train.workers": 2, "train.use_gpu": False}, {}, {"CPU": 10, "GPU": 4}, {"CPU": 0.1}, 3),
+        ({"train.workers": [1, 4]}, {}, {"CPU": 2}, {"CPU": 0.1}, 1),
+    ],
+)
+def test_trials_get_what_they_need_and_as_many_run_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+    base: dict[str, Any],
+    sweep: dict[str, Any],
+    there: dict[str, float],
+    asked: dict[str, float],
+    at_a_time: int | None,
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    config, settings = load_config(None, base), build_sweep(sweep)
+    assert on_tune.resources_of(config, settings) == asked
+    assert on_tune.room(config, settings) == at_a_time
+
+
 @pytest.mark.parametrize("grace, reduction, epochs", [(1, 3, 20), (1, 2, 16), (4, 3, 100), (2, 4, 9), (1, 3, 1)])
 def test_trials_are_measured_where_asha_decides(grace: int, reduction: int, epochs: int) -> None:
     sweep = SweepConfig(scheduler="asha", grace=grace, reduction=reduction)

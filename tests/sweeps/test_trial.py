@@ -154,6 +154,17 @@ def test_a_failure_is_noted_with_its_reason_and_a_refusal_is_not_tried_again(
     assert len(calls) == (1 if final else 2)
 
 
+def test_a_trials_config_is_the_base_with_its_values_in_its_folder(base: Config, tmp_path: Path) -> None:
+    unset = changed(base, train__threads=0, train__cpus_per_worker=3)
+    setting = made(unset, tmp_path, gpus_per_trial=0)
+    config = trial.config_of(setting, {"train.lr": 5e-3}, str(tmp_path / "run"))
+    assert (config.train.lr, config.run, config.log.progress) == (5e-3, str(tmp_path / "run"), False)
+    assert (config.train.threads, config.train.use_gpu, config.genes.checkpoint) == (3, False, None)
+    shared = Setting(setting.place, setting.base, build_sweep({}), "genes.safetensors", "one")
+    config = trial.config_of(shared, {}, "run")
+    assert config.genes.checkpoint == "genes.safetensors" and config.train.use_gpu is None
+
+
 def test_a_metric_that_is_not_defined_is_refused(base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = {"value": None, "low": None, "high": None}
     monkeypatch.setattr(trial, "train_to", lambda *rest, **more: None)

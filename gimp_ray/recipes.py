@@ -103,7 +103,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             "Chen et al., IEEE TMI 2020",
             JOINT,
             epochs=60,
-            lr=1e-4,
+            lr=5e-4,
             weight_decay=0.0,
             betas=(0.5, 0.999),
             schedule="linear",

@@ -20,7 +20,7 @@ from gimp_ray.cli_status import status
 from gimp_ray.cli_store import info, store_group
 from gimp_ray.cli_sweep import sweep
 from gimp_ray.cli_table import table
-from gimp_ray.config import StageTrainConfig
+from gimp_ray.config import Config, StageTrainConfig
 from gimp_ray.config_files import describe_keys, load_config, read_yaml
 from gimp_ray.errors import GimpError
 
@@ -96,14 +96,21 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
         from gimp_ray import pipeline
 
         overrides, config = overrides_of(ctx.args), _fetched(config)
-        if stage is not None:
-            overrides = {_for_stage(key, stage): value for key, value in overrides.items()}
         if store is not None:
             overrides["store"] = store
         where = run_dir or (load_config(config).run if config else None)
-        resolved = (
-            pipeline.load_run_config(where, overrides, config) if where is not None else load_config(config, overrides)
-        )
+
+        def resolve(overrides: dict[str, Any]) -> Config:
+            return (
+                load_config(config, overrides) if where is None else pipeline.load_run_config(where, overrides, config)
+            )
+
+        staged = {key for key in overrides if stage is not None and _for_stage(key, stage) != key}
+        if staged:
+            others = resolve({key: value for key, value in overrides.items() if key not in staged})
+            section = "method" if stage == "finetune" and others.method.recipe is not None else str(stage)
+            overrides = {_for_stage(key, section): value for key, value in overrides.items()}
+        resolved = resolve(overrides)
         pipeline.run_folder_of(resolved)
         work = {
             "pretrain-genes": pipeline.pretrain_genes,

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from gimp_ray.cli import main
 from gimp_ray.config_files import load_config
+from gimp_ray.pipeline import load_run_config
 from gimp_ray.run_folder import RunFolder
 from tests.conftest import TINY
 
@@ -89,6 +90,7 @@ def test_the_stages_one_by_one_then_evaluation_and_embedding(
     assert "prob_LUAD" in pq.read_schema(run.path / "embeddings.parquet").names
 
 
+@pytest.mark.slow
 def test_the_saved_config_reruns_the_run(config_file: Path, store_path: Path, tmp_path: Path) -> None:
     first, again = RunFolder(tmp_path / "first"), RunFolder(tmp_path / "again")
     assert (
@@ -99,6 +101,22 @@ def test_the_saved_config_reruns_the_run(config_file: Path, store_path: Path, tm
     )
     assert gimp("pretrain", "--config", first.config_file, "--run", again.path).exit_code == 0
     assert first.model_file("pretrain").read_bytes() == again.model_file("pretrain").read_bytes()
+
+
+def test_train_options_of_fine_tuning_are_those_of_the_method(
+    config_file: Path, store_path: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    where = ["--config", config_file, "--store", store_path, "--run", run, "--method.name", "snn"]
+    train = ["--train.epochs", "2", "--train.lr", "2e-4"]
+    stopped = gimp("finetune", *where, *train, "--train.stop_after", "1")
+    assert stopped.exit_code == 0, stopped.output
+    went_on = gimp("finetune", "--run", run, *train, "--train.stop_after", "null")
+    assert went_on.exit_code == 0, went_on.output
+    saved = load_run_config(run, {})
+    assert (saved.method.train.epochs, saved.method.train.lr) == (2, 2e-4)
+    assert saved.finetune.train.epochs != 2
+    assert RunFolder(run).stage_done("finetune")
 
 
 def test_a_gene_encoder_can_be_brought_along(config_file: Path, store_path: Path, tmp_path: Path) -> None:

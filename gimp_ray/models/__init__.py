@@ -10,6 +10,7 @@ from gimp_ray.models.attention_pool import AttentionBag, AttentionPool, BagOutpu
 from gimp_ray.models.bilinear_fusion import BilinearFusion
 from gimp_ray.models.biovil import BioViL, BioViLOutput
 from gimp_ray.models.clam import CLAM, CLAMOutput
+from gimp_ray.models.concat_fusion import ConcatFusion
 from gimp_ray.models.concat_mil import ConcatMIL
 from gimp_ray.models.dsmil import DSMIL, DSMILOutput, dsmil_probabilities
 from gimp_ray.models.freezing import KeepsFrozen, freeze, is_frozen
@@ -51,6 +52,7 @@ __all__ = [
     "BioViLOutput",
     "CLAMOutput",
     "CoAttention",
+    "ConcatFusion",
     "ConcatMIL",
     "DSMILOutput",
     "GeneEncoder",

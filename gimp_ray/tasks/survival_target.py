@@ -143,7 +143,8 @@ class SurvivalTarget:
                 "Cox's loss of a single case is always zero",
                 expected="at least 2 cases in the mini-batches of all workers",
                 found=f"{cases_per_step}",
-                fix="raise finetune.batch_size or train.workers, or set target.loss: nll",
+                fix="raise finetune.batch_size (of a compared method method.batch_size) or train.workers, or set "
+                "target.loss: nll",
             )
         expected = cases_per_step * events / len(training_cases)
         if cases_per_step >= FEW_AT_RISK and expected >= FEW_EVENTS:

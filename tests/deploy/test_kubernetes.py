@@ -277,6 +277,7 @@ def test_every_pod_gets_the_time_to_save_the_run(name: str) -> None:
     reason="this machine does not let users make namespaces",
 )
 @pytest.mark.parametrize("script", [f"{JOBS_IN_IMAGE}/pretrain.py", "jobs/finetune.py"])
+@pytest.mark.slow
 def test_the_pods_hook_tells_the_job_and_waits_for_it_and_its_workers(script: str, tmp_path: Path) -> None:
     containers = [container for name in MANIFESTS for container in _containers(_read(name))]
     (hook,) = {container["lifecycle"]["preStop"]["exec"]["command"][2] for container in containers}

@@ -224,6 +224,7 @@ def test_each_job_has_its_own_folder_token_and_ports(tmp_path: Path) -> None:
     assert all(len(one["RAY_TMPDIR"]) < 30 for one in surroundings)
 
 
+@pytest.mark.slow
 def test_near_the_time_limit_the_job_is_stopped_and_put_back(tmp_path: Path) -> None:
     allocation = _sleeping(tmp_path)
     process = allocation.started()
@@ -234,6 +235,7 @@ def test_near_the_time_limit_the_job_is_stopped_and_put_back(tmp_path: Path) -> 
     assert allocation.called("scontrol") == [f"scontrol requeue {allocation.job_id}"]
 
 
+@pytest.mark.slow
 def test_it_is_not_put_back_for_ever(tmp_path: Path) -> None:
     allocation = _sleeping(tmp_path)
     process = allocation.started(SLURM_RESTART_COUNT="3", GIMP_RAY_REQUEUES="3")
@@ -243,6 +245,7 @@ def test_it_is_not_put_back_for_ever(tmp_path: Path) -> None:
     assert allocation.called("scontrol") == []
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_stays_cancelled(tmp_path: Path) -> None:
     allocation = _sleeping(tmp_path)
     process = allocation.started()

@@ -20,6 +20,7 @@ UNTESTED = [
     ["make install", "make demo", "make test"],
     ["gimp ingest --patches FEATURES"],
     ["ray up cluster.yaml", "ray dashboard cluster.yaml", "ray job submit"],
+    ["gimp run --store STORE", "gimp run --store STORE", "gimp table table1 --store", "gimp sweep --config sweep.yaml"],
 ]
 PROMISED = {
     "cohort": ["patches/h5_files", "genes.tsv", "cases.csv"],

@@ -244,6 +244,7 @@ def test_wandb_is_offline_unless_the_environment_has_a_key(monkeypatch: pytest.M
     assert ended == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_with_an_mlflow_that_does_not(
     monkeypatch: pytest.MonkeyPatch, tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -275,6 +276,7 @@ def test_the_real_packages_offline(package: str, monkeypatch: pytest.MonkeyPatch
         assert folders and all(folder.name.endswith(f"-{known}") for folder in folders)
 
 
+@pytest.mark.slow
 def test_trackers_and_the_line_may_change_between_attempts(tiny: Config) -> None:
     pretrain(changed(tiny, train__stop_after=1))
     run = pretrain(changed(tiny, log__progress=False))

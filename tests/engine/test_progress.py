@@ -214,6 +214,7 @@ def test_of_a_run_in_object_storage_the_newer_of_copy_and_object_is_shown(
         out.shows("9/40")
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_real_run_and_what_they_log_of_waiting(
     out: Screen, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_nothing_is_computed_twice_where_no_gradient_is_asked_for() -> None:
     assert len(calls) == 3, "once forward, once again in the backward pass"
 
 
+@pytest.mark.slow
 def test_a_stage_has_the_same_weights_and_may_be_continued_with_it(tiny: Config, tmp_path: Path) -> None:
     base = changed(tiny, genes__encoder="none", triplet__weight=0, train__epochs=2, model__dropout=0.3)
     plain = pipeline.pretrain(changed(base, run=str(tmp_path / "plain")))

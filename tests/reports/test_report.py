@@ -243,6 +243,7 @@ def test_a_compared_method_is_called_by_its_name(without_figures: Path) -> None:
     assert "ABMIL, a method that GiMP is compared with" in text and "first a gene encoder" not in text
 
 
+@pytest.mark.slow
 def test_a_second_report_replaces_the_first_and_leaves_nothing_aside(run_dir: Path) -> None:
     first = write_report(run_dir).read_text()
     assert write_report(run_dir).read_text() == first

@@ -92,6 +92,7 @@ def test_the_best_config_is_one_that_run_takes(base: Config, tmp_path: Path) -> 
     assert config.run is None and config.store == "store" and config.train.epochs == 9
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_may_be_written_again(base: Config, tmp_path: Path) -> None:
     for _ in range(2):
         write_outputs(RunFolder(tmp_path), base, SWEEP, space_of(SWEEP), records_of(str(tmp_path)))

@@ -64,6 +64,7 @@ def begun(setting: Setting, number: int, lr: float) -> str:
     return str(record["name"])
 
 
+@pytest.mark.slow
 def test_a_killed_trial_goes_on_and_ends_in_the_weights_of_a_run_that_never_stopped(
     base: Config, tmp_path: Path
 ) -> None:

@@ -33,8 +33,7 @@ from tests.conftest import TINY, changed
 
 CPU = torch.device("cpu")
 NAMES = ("mgca", "biovil", "refers", "tangle")
-# of what trains whole stages, the objective with two phases is in the fast tier
-TRAINED = [pytest.param(name, marks=() if name == "biovil" else pytest.mark.slow) for name in NAMES]
+TRAINED = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 OPTIONS: dict[str, dict[str, Any]] = {
     "mgca": {"hidden": 32, "out_dim": 16, "prototypes": 6, "still_epochs": 2},
     "biovil": {"out_dim": 16, "temperature": 0.2, "warm_up": 0.2},

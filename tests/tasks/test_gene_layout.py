@@ -60,6 +60,7 @@ def test_sets_of_other_genes_are_refused(store: CohortStore, tmp_path: Path) -> 
     assert "TP53" in (caught.value.found or "") and caught.value.fix
 
 
+@pytest.mark.slow
 def test_a_run_with_gene_sets_trains_and_its_model_says_so(tiny: Config, store: CohortStore, tmp_path: Path) -> None:
     sets = _gmt(tmp_path / "s.gmt", store)
     run = pipeline.pretrain(changed(tiny, genes__sets=str(sets), train__epochs=1, genes__train__epochs=1))

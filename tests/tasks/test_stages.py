@@ -167,6 +167,7 @@ def test_every_choice_trains(tiny: Config, overrides: dict) -> None:
     assert len(lines) == 1 and np.isfinite(lines[0]["loss"])
 
 
+@pytest.mark.slow
 def test_a_cohort_of_images_alone_goes_through_every_stage(tiny: Config, cohort_sources: Path, tmp_path: Path) -> None:
     options = IngestOptions(strict=True, workers=1, progress=False)
     ingest_cohort(

@@ -172,6 +172,7 @@ def test_what_is_missing_cannot_be_seen() -> None:
         without("genes", vectors, train, 6)
 
 
+@pytest.mark.slow
 def test_a_labels_run_masks_what_is_not_known(config: Config, clinical: Path) -> None:
     wanted = changed(config, target__kind="labels", target__columns=["TP53", "KRAS"], evaluate__missing=["genes"])
     run = pipeline.run_all(changed(wanted, **FAST))

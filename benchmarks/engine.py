@@ -191,8 +191,9 @@ def sections(result: Found, command: str) -> dict[str, str]:
                 _table(["step on", "seconds a step"], rows),
                 "",
                 f"Steps/s with the feed over steps/s on a batch in memory: {_s(of['share'])}. Waiting for data: "
-                f"{100 * of['data_wait']['median']:.1f} % of the time. Peak memory beyond that of the step on one "
-                f"batch: {_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB. {note}",
+                f"{100 * of['data_wait']['median']:.1f} % of the time. Peak of the process's own memory beyond that of the "
+                f"step on one batch: {_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB; pages of the store that "
+                f"are mapped, and that the kernel drops where memory is short, come on top. {note}",
             ]
         )
     if "workers" in result:
@@ -222,7 +223,7 @@ def sections(result: Found, command: str) -> dict[str, str]:
         of = result["soak"]
         spilled = "spilled" if of["spilled"] else "spilled nothing"
         made["engine-soak"] = (
-            f"{of['steps']:,} steps of a tiny model on a Ray worker: {of['early_mb']:.1f} MB after warm-up, "
+            f"{of['steps']:,} steps of a tiny model on a Ray worker: {of['early_mb']:.1f} MB of its own after warm-up, "
             f"{of['late_mb']:.1f} MB at the end ({100 * of['growth']:+.2f} %); Ray's object store {spilled}. {note}"
         )
     return made

@@ -191,9 +191,9 @@ def sections(result: Found, command: str) -> dict[str, str]:
                 _table(["step on", "seconds a step"], rows),
                 "",
                 f"Steps/s with the feed over steps/s on a batch in memory: {_s(of['share'])}. Waiting for data: "
-                f"{100 * of['data_wait']['median']:.1f} % of the time. Peak of the process's own memory beyond that of the "
-                f"step on one batch: {_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB; pages of the store that "
-                f"are mapped, and that the kernel drops where memory is short, come on top. {note}",
+                f"{100 * of['data_wait']['median']:.1f} % of the time. Peak of the process's own memory beyond that of "
+                f"the step on one batch: {_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB; pages of the "
+                f"store that are mapped, and that the kernel drops where memory is short, come on top. {note}",
             ]
         )
     if "workers" in result:

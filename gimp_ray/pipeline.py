@@ -33,6 +33,7 @@ from gimp_ray.run_folder import (
     write_text,
 )
 from gimp_ray.run_mirror import patient
+from gimp_ray.stages import DEPENDS_ON, up_to_finetune, up_to_pretrain
 from gimp_ray.tasks import (
     ContrastivePretraining,
     Finetuning,
@@ -54,15 +55,15 @@ def pretrain_genes(config: Config) -> RunFolder:
 
 def pretrain(config: Config) -> RunFolder:
     """Stage `pretrain`, with `genes` first where no gene encoder was given and the store has genes."""
-    return _run(config, [*_before_pretrain(config), "pretrain"])
+    return _run(config, up_to_pretrain(config, _has_genes(config)))
 
 
 def finetune(config: Config) -> RunFolder:
     """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says; of a compared method
     (`method.name`) all its training.
     """
-    if config.method.recipe is not None:
-        return _run(config, ["finetune"])
+    if config.method.recipe is not None or config.finetune.init == "scratch":
+        return _run(config, up_to_finetune(config, _has_genes(config)))
     run = _looked_at(config)
     if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
         raise InputError(
@@ -70,7 +71,7 @@ def finetune(config: Config) -> RunFolder:
             file=run.place_of(run.model_file("pretrain")),
             fix="run `gimp pretrain` on it first, or give --finetune.init FILE.safetensors, or --finetune.init scratch",
         )
-    return _run(config, [*(_genes_first(config) if config.finetune.init == "scratch" else []), "finetune"])
+    return _run(config, ["finetune"])
 
 
 def evaluate(config: Config) -> RunFolder:
@@ -87,10 +88,7 @@ def evaluate(config: Config) -> RunFolder:
 
 def run_all(config: Config) -> RunFolder:
     """All stages in order, then evaluation and report; a compared method has one stage."""
-    if config.method.recipe is not None:
-        return _run(config, ["finetune"], evaluated=True)
-    first = {"pretrain": [*_before_pretrain(config), "pretrain"], "scratch": _genes_first(config)}
-    return _run(config, [*first.get(config.finetune.init, []), "finetune"], evaluated=True)
+    return _run(config, up_to_finetune(config, _has_genes(config)), evaluated=True)
 
 
 def embed(config: Config, model: str | Path, out: str | Path, parts: list[str] | None = None) -> str | Path:
@@ -220,15 +218,8 @@ def task_of(stage: str, config: Config) -> Any:
     return TASKS[stage]
 
 
-def _before_pretrain(config: Config) -> list[str]:
-    """A compared objective trains its gene encoder itself."""
-    return _genes_first(config) if config.objective.name == "gimp" else []
-
-
-def _genes_first(config: Config) -> list[str]:
-    if config.genes.encoder == "none" or config.genes.checkpoint is not None or not open_store(config).num_genes:
-        return []
-    return ["genes"]
+def _has_genes(config: Config) -> bool:
+    return open_store(config).num_genes > 0
 
 
 def workers_of(config: Config) -> Workers:
@@ -333,12 +324,7 @@ def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
 
 def _changed_for(stages: list[str], old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """What differs between two configs of what the stages already begun depend on."""
-    sections = {
-        "genes": ["seed", "split", "genes", "model.dim"],
-        "pretrain": ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model", "objective"],
-        "finetune": ["seed", "split", "genes", "model", "finetune", "target", "method"],
-    }
-    changed = differences(old, new, [section for stage in stages for section in sections[stage]])
+    changed = differences(old, new, [section for stage in stages for section in DEPENDS_ON[stage]])
     for stage in stages:
         # what a stage inherits from `train` is its own as well
         before, after = (config.model_copy(update={"train": config.stage_train(stage)}) for config in (old, new))

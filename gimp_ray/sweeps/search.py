@@ -18,6 +18,7 @@ from gimp_ray.config import Config
 from gimp_ray.config_files import with_absolute_paths
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.run_folder import RunFolder, unwritable
+from gimp_ray.stages import up_to_finetune, up_to_pretrain
 from gimp_ray.sweeps.outputs import write_outputs
 from gimp_ray.sweeps.records import Record, best_of, finished, new_record, read_records, write_file, write_record
 from gimp_ray.sweeps.settings import (
@@ -153,15 +154,8 @@ def _run_left(run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dime
 
 def _has_genes(base: Config, sweep: SweepConfig) -> bool:
     """Whether trials would train a gene encoder in a stage of its own."""
-    if base.genes.encoder == "none" or base.genes.checkpoint is not None or not open_store(base).num_genes:
-        return False
-    first = "pretrain" if stage_of(sweep) == "pretrain" else base.finetune.init
-    if first == "scratch":
-        return base.method.recipe is None
-    # a compared objective or method trains what it has for genes itself
-    return (
-        first == "pretrain" and base.objective.name == "gimp" and (sweep.objective == "probe" or not base.method.recipe)
-    )
+    stages = up_to_pretrain if stage_of(sweep) == "pretrain" else up_to_finetune
+    return "genes" in stages(base, open_store(base).num_genes > 0)
 
 
 def _check_validation(base: Config, sweep: SweepConfig) -> None:

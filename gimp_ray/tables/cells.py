@@ -26,10 +26,8 @@ from gimp_ray.config_files import (
     with_absolute_paths,
 )
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.stages import DEPENDS_ON, up_to_finetune
 from gimp_ray.tables.spec import RowSpec, TableSpec, slug_of
-
-# what a stage `pretrain` depends on, and so what rows must share that stand on one pre-trained model
-PRETRAINING = ["seed", "split", "genes", "train", "window", "mask", "triplet", "batch", "model", "objective"]
 
 # a run of a table trains in its task, unless the table says otherwise
 IN_ITS_TASK = {"train.workers": 0}
@@ -144,23 +142,13 @@ def _cell(
     if row.after is not None:
         other = f"{out}/runs/{slug_of(row.after)}/{which}"
         here, needs = _changed(here, {"finetune.init": f"{other}/pretrain.safetensors"}), (other,)
-    elif trains_genes(here, store):
+    elif "genes" in up_to_finetune(here, store.num_genes > 0):
         key = _genes_key(here)
         place = f"{out}/shared/genes/{key}/{which}"
         genes = Step(f"gene encoder {key}, fold {fold}, seed {seed}", "genes", _changed(here, {"run": place}))
         shared.setdefault(place, genes)
         here, needs = _changed(here, {"genes.checkpoint": f"{place}/genes.safetensors"}), (place,)
     return Cell(row, fold, seed, Step(name, "run", here, needs))
-
-
-def trains_genes(config: Config, store: CohortStore) -> bool:
-    """Whether a whole run with this config begins with stage `genes`."""
-    if config.genes.encoder == "none" or config.genes.checkpoint is not None or not store.num_genes:
-        return False
-    if config.method.name != "gimp" or config.finetune.init not in ("pretrain", "scratch"):
-        return False
-    # the other objectives train the gene side together with the images
-    return config.finetune.init == "scratch" or config.objective.name == "gimp"
 
 
 def _genes_key(config: Config) -> str:
@@ -256,7 +244,7 @@ def _check_after(row: RowSpec, config: Config, other: Config) -> None:
             found=f"{config.finetune.init} and {other.finetune.init}",
             fix="remove `after`",
         )
-    changed = differences(other, config, PRETRAINING)
+    changed = differences(other, config, DEPENDS_ON["pretrain"])
     if changed:
         key, (before, now) = next(iter(changed.items()))
         raise ConfigError(

@@ -59,10 +59,7 @@ class ContrastivePretraining(PlannedTask):
         )
 
     def training_cases(self) -> tuple[str, ...]:
-        parts = self.parts
-        if not self.config.split.transductive:
-            return parts["train"]
-        return tuple(case for part in parts.values() for case in part)
+        return self.cases_seen_without_labels()
 
     @cached_property
     def index(self) -> CohortIndex:

@@ -80,6 +80,13 @@ class PlannedTask:
     def training_cases(self) -> tuple[str, ...]:
         return self.parts["train"]
 
+    def cases_seen_without_labels(self) -> tuple[str, ...]:
+        """What pre-training sees: the training part, or where the config says transductive the cases of all parts."""
+        parts = self.parts
+        if not self.config.split.transductive:
+            return parts["train"]
+        return tuple(case for part in parts.values() for case in part)
+
     @cached_property
     def plan(self) -> Plan:
         return Plan(self.seed, self.settings.epochs, self.index, self.batching)

@@ -1,18 +1,24 @@
-"""What the tables of work over a cohort share: which cases stand in them, and columns of vectors."""
+"""What the tables of work over a cohort share: which cases stand in them, and how they are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
+from gimp_ray.engine.protocol import Record
 from gimp_ray.errors import InputError
+from gimp_ray.run_mirror import placed_file
+from gimp_ray.tasks.scores import by_case
 from gimp_ray.tasks.targets import Target, known_parts
+
+VECTORS = ("cls_pat", "mean_patch")
 
 
 def parts_of(
@@ -46,7 +52,33 @@ def parts_of(
     return found
 
 
-def vectors(rows: Sequence[NDArray[Any]]) -> pa.FixedSizeListArray:
+def write_cases(out: str, records: Sequence[Record], part_of: Mapping[str, str | None], target: Target | None) -> None:
+    """Write the table of some cases, sorted by id: case_id, part, label, the vectors that the records have, and with a
+    target what of the truth its store has and the predictions.
+
+    Args:
+        out: Parquet file, here or in object storage.
+        records: a case each: case_id, label, maybe cls_pat and mean_patch, and with a target predictions.
+        part_of: part of each case.
+        target: None of a model that predicts nothing.
+    """
+    ordered = by_case(list(records))
+    ids = [record["case_id"] for record in ordered]
+    columns: dict[str, Any] = {
+        "case_id": pa.array(ids, pa.string()),
+        "part": pa.array([part_of[case] for case in ids], pa.string()),
+        "label": pa.array([record["label"] for record in ordered], pa.string()),
+    }
+    columns |= {name: _vectors([record[name] for record in ordered]) for name in VECTORS if name in ordered[0]}
+    if target is not None:
+        columns |= target.truths(ids)
+        predictions = np.array([record["predictions"] for record in ordered], np.float64)
+        columns |= {name: pa.array(predictions[:, number]) for number, name in enumerate(target.columns)}
+    with placed_file(out) as aside:
+        pq.write_table(pa.table(columns), aside)
+
+
+def _vectors(rows: Sequence[NDArray[Any]]) -> pa.FixedSizeListArray:
     """Vectors of one width as a float32 column."""
     flat = np.concatenate(rows).astype(np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), len(rows[0]))

@@ -23,6 +23,7 @@ from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays, read_masks
 from gimp_ray.models import MGCA, REFERS, TANGLE, BioViL, GeneEncoder, GroupTargets, PatchAggregator
 from gimp_ray.objectives import biovil_loss, gather_rows, infonce, mgca_loss, refers_loss
+from gimp_ray.tasks.gene_side import dividing_heads
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 _GROUPS = 1  # stream of draws from a window's mask seed, beside the patches'
@@ -236,7 +237,7 @@ def _biovil(options: BioViLOptions, model: nn.Module, batch: Tensors) -> Loss:
 
 def _build_refers(options: REFERSOptions, sides: Sides) -> nn.Module:
     dim = sides.aggregator.dim
-    heads = next(heads for heads in range(min(options.heads, dim), 0, -1) if dim % heads == 0)
+    heads = dividing_heads(dim, options.heads)
     return REFERS(
         sides.aggregator,
         sides.encoder,

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -23,13 +21,12 @@ from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.feed.windows import each_bag
 from gimp_ray.models import GiMP, GiMPClassifier
-from gimp_ray.run_mirror import local_file, placed_file
+from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
-from gimp_ray.tasks.case_tables import parts_of, vectors
+from gimp_ray.tasks.case_tables import parts_of, write_cases
 from gimp_ray.tasks.gene_side import encode_cases
 from gimp_ray.tasks.image_side import SavedModel, load_model
 from gimp_ray.tasks.planned import open_store, shared_out
-from gimp_ray.tasks.scores import by_case
 from gimp_ray.tasks.targets import Target, saved_target
 
 
@@ -96,20 +93,7 @@ class CohortEmbedding:
         return records
 
     def write(self, records: list[Record]) -> None:
-        ordered = by_case(records)
-        columns: dict[str, Any] = {
-            "case_id": pa.array([record["case_id"] for record in ordered], pa.string()),
-            "part": pa.array([self.part_of[record["case_id"]] for record in ordered], pa.string()),
-            "label": pa.array([record["label"] for record in ordered], pa.string()),
-            "cls_pat": vectors([record["cls_pat"] for record in ordered]),
-            "mean_patch": vectors([record["mean_patch"] for record in ordered]),
-        }
-        if self.target is not None:
-            columns |= self.target.truths([record["case_id"] for record in ordered])
-            for number, name in enumerate(self.target.columns):
-                columns[name] = pa.array([record["predictions"][number] for record in ordered], pa.float64())
-        with placed_file(self.out) as aside:
-            pq.write_table(pa.table(columns), aside)
+        write_cases(self.out, records, self.part_of, self.target)
 
 
 def _rebuild(saved: SavedModel, target: Target | None) -> nn.Module:

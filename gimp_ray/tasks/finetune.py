@@ -15,19 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from gimp_ray.engine.protocol import Record, Tensors, World
-from gimp_ray.feed.ahead import read_ahead
-from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
-from gimp_ray.feed.windows import Arrays, each_bag, read_bags
+from gimp_ray.feed.plan import Batching, Row
+from gimp_ray.feed.windows import Arrays, read_bags
 from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
 from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
 from gimp_ray.tasks.image_side import load_model, make_aggregator, model_card
-from gimp_ray.tasks.planned import PlannedTask, shared_out
-from gimp_ray.tasks.targets import Target, batch_arrays, check_target, known_parts, make_target
+from gimp_ray.tasks.labelled import LabelledTask
+from gimp_ray.tasks.planned import shared_out
+from gimp_ray.tasks.targets import batch_arrays
+from gimp_ray.tasks.whole_cases import whole_cases
 
 
-class Finetuning(PlannedTask):
+class Finetuning(LabelledTask):
     """The target's loss over whole bags; natural mini-batches, every training case once an epoch."""
 
     name = "finetune"
@@ -37,8 +38,7 @@ class Finetuning(PlannedTask):
 
     def preflight(self) -> None:
         self._refuse_leaks()
-        cases = self.config.finetune.batch_size * max(1, self.settings.fewest_workers or self.settings.most_workers)
-        for note in check_target(self.target, self.parts, self.config.finetune.select, cases):
+        for note in self.notes_on_target():
             print(f"note: stage '{self.name}': {note}", flush=True)
 
     def _refuse_leaks(self) -> None:
@@ -47,28 +47,6 @@ class Finetuning(PlannedTask):
             self.refuse_leak(read_card(local_file(init)), init)
         elif init == "scratch" and given and self.config.genes.encoder != "none":
             self.refuse_leak(read_card(local_file(given)), given)
-
-    @cached_property
-    def target(self) -> Target:
-        """What is predicted, fitted on the training part."""
-        return make_target(self.config, self.store, self.parts["train"])
-
-    @cached_property
-    def known(self) -> dict[str, tuple[str, ...]]:
-        """The parts of the split without the cases whose truth is not known."""
-        return known_parts(self.target, self.parts)
-
-    def training_cases(self) -> tuple[str, ...]:
-        return self.known["train"]
-
-    @cached_property
-    def validation(self) -> CohortIndex | None:
-        return index_cases(self.store, self.known["val"]) if self.known["val"] else None
-
-    @cached_property
-    def select(self) -> str:
-        """The figure that picks the epoch: one for the whole run, decided by the truth of the validation cases."""
-        return self.target.selected(self.known["val"], self.config.finetune.select)[0]
 
     @property
     def batching(self) -> Batching:
@@ -117,27 +95,16 @@ class Finetuning(PlannedTask):
         index = self.validation
         if index is None:
             return None
-
         mine = shared_out(index, world.rank, world.size)
-        bags = each_bag(self.store, index, mine, self.config.feed.threads, self.cache)
+        needs = ("patches", "genes") if self._genes_train else ("patches",)
+        columns = None if self.side is None else self.side.columns
+        read = whole_cases(self.store, index, mine, needs, self.config.feed, world.device, columns, self.cache)
         records = []
-        for case, patches in read_ahead(bags, self.config.feed.ahead):
-            batch = {
-                "patches": torch.as_tensor(patches, device=world.device),
-                "case": torch.tensor([case], device=world.device),
-            }
-            if self._genes_train:
-                assert self.side is not None
-                batch["genes"] = torch.from_numpy(self.side.read(self.store, [str(index.case_ids[case])])).to(
-                    world.device
-                )
+        for case, (ids, batch) in zip(mine, read, strict=True):
+            batch["case"] = torch.tensor([case], device=world.device)
             out = model(batch["patches"], **self._gene_arguments(batch, self.validation_cls_ge))
-            records.append(self.target.record(str(index.case_ids[case]), self.target.predict(out.logits)[0]))
+            records.append(self.target.record(ids[0], self.target.predict(out.logits)[0]))
         return records
-
-    def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
-        figures = self.target.figures(records)
-        return figures, self.target.score(figures, self.select)
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         finetune = self.config.finetune

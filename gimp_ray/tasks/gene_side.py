@@ -136,13 +136,13 @@ def _network(card: dict[str, Any]) -> nn.Module:
         card["dim"],
         fragments,
         groups,
-        heads=_heads(card["dim"], card["heads"]),
+        heads=dividing_heads(card["dim"], card["heads"]),
         ff_mult=card["ff_mult"],
         dropout=card["dropout"],
         gene_dropout=card["gene_dropout"],
     )
 
 
-def _heads(dim: int, wished: int) -> int:
+def dividing_heads(dim: int, wished: int) -> int:
     """The most heads, up to the wish, that divide the width: a small `model.dim` then needs no second setting."""
     return next(heads for heads in range(min(wished, dim), 0, -1) if dim % heads == 0)

@@ -13,9 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -26,15 +23,14 @@ from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.recipes import RECIPES
-from gimp_ray.run_mirror import local_file, placed_file
+from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
-from gimp_ray.tasks.case_tables import parts_of, vectors
+from gimp_ray.tasks.case_tables import parts_of, write_cases
 from gimp_ray.tasks.embed import CohortEmbedding
 from gimp_ray.tasks.gene_values import GeneValues, rebuild_gene_values
 from gimp_ray.tasks.image_side import check_patch_dim
 from gimp_ray.tasks.methods import METHODS, Method, Sizes, answer
 from gimp_ray.tasks.planned import open_store, shared_out
-from gimp_ray.tasks.scores import by_case
 from gimp_ray.tasks.targets import Target, saved_target
 from gimp_ray.tasks.whole_cases import whole_cases
 from gimp_ray.weights import load_weights, part
@@ -162,17 +158,4 @@ class CohortPrediction:
         return records
 
     def write(self, records: list[Record]) -> None:
-        ordered = by_case(records)
-        target, ids = self.saved.target, [record["case_id"] for record in ordered]
-        columns: dict[str, Any] = {
-            "case_id": pa.array(ids, pa.string()),
-            "part": pa.array([self.part_of[case] for case in ids], pa.string()),
-            "label": pa.array([record["label"] for record in ordered], pa.string()),
-        }
-        columns |= target.truths(ids)
-        if "mean_patch" in ordered[0]:
-            columns["mean_patch"] = vectors([record["mean_patch"] for record in ordered])
-        predictions = np.array([record["predictions"] for record in ordered])
-        columns |= {name: pa.array(predictions[:, number]) for number, name in enumerate(target.columns)}
-        with placed_file(self.out) as aside:
-            pq.write_table(pa.table(columns), aside)
+        write_cases(self.out, records, self.part_of, self.saved.target)

@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import ConfigError
-from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
+from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays, read_bags
 from gimp_ray.models import GeneInput
 from gimp_ray.recipes import RECIPES
 from gimp_ray.tasks.gene_values import GeneValues, fit_gene_values, num_values, set_layout
+from gimp_ray.tasks.labelled import LabelledTask
 from gimp_ray.tasks.methods import METHODS, Phase, Sizes, answer
-from gimp_ray.tasks.planned import PlannedTask, shared_out
-from gimp_ray.tasks.targets import Target, batch_arrays, check_target, known_parts, make_target
+from gimp_ray.tasks.planned import shared_out
+from gimp_ray.tasks.targets import batch_arrays
 from gimp_ray.tasks.whole_cases import whole_cases
 
 
-class Supervised(PlannedTask):
+class Supervised(LabelledTask):
     """A compared method (`method.name`) and its target; natural mini-batches, every training case once an epoch."""
 
     name = "finetune"
@@ -43,24 +44,6 @@ class Supervised(PlannedTask):
         super().__init__(config, run)
 
     @cached_property
-    def target(self) -> Target:
-        return make_target(self.config, self.store, self.parts["train"])
-
-    @cached_property
-    def known(self) -> dict[str, tuple[str, ...]]:
-        """The parts of the split without the cases whose truth is not known."""
-        return known_parts(self.target, self.parts)
-
-    @cached_property
-    def validation(self) -> CohortIndex | None:
-        return index_cases(self.store, self.known["val"]) if self.known["val"] else None
-
-    @cached_property
-    def select(self) -> str:
-        """The figure that picks the epoch: one for the whole run, decided by the truth of the validation cases."""
-        return self.target.selected(self.known["val"], self.config.finetune.select)[0]
-
-    @cached_property
     def options(self) -> dict[str, Any]:
         return self.method.options(self.config)
 
@@ -68,9 +51,6 @@ class Supervised(PlannedTask):
     def batching(self) -> Batching:
         size = self.config.method.batch_size or self.recipe.batch_size
         return Batching(balance="natural", size=size, accumulate=self.settings.accumulate)
-
-    def training_cases(self) -> tuple[str, ...]:
-        return self.known["train"]
 
     def preflight(self) -> None:
         """Refuse a target that the method cannot learn, options that it has not, and gene sets that are missing.
@@ -94,8 +74,7 @@ class Supervised(PlannedTask):
                 fix="give gene families or the Hallmark sets of MSigDB with --genes.sets FILE",
             )
         self._check_options()
-        cases = self.batching.size * max(1, self.settings.fewest_workers or self.settings.most_workers)
-        for note in check_target(self.target, self.parts, self.config.finetune.select, cases):
+        for note in self.notes_on_target():
             print(f"note: {note}", flush=True)
 
     def read(self, row: Row) -> Arrays:
@@ -154,10 +133,9 @@ class Supervised(PlannedTask):
         return records
 
     def score(self, records: list[Record]) -> tuple[dict[str, float], list[float]]:
-        figures = self.target.figures(records)
-        # an early phase may predict by other means than the method does: any epoch that does as it does is better
-        as_in_the_end = self.phase.predict is self.method.phases[-1].predict
-        return figures, [float(as_in_the_end), *self.target.score(figures, self.select)]
+        figures, score = super().score(records)
+        # an epoch of an early phase has no network of the method's, so any of a later one is better
+        return figures, [float(self.phase_number), *score]
 
     def export(self, model: nn.Module) -> tuple[Tensors, dict[str, Any]]:
         weights = {f"net.{name}": value for name, value in model.state_dict().items()}

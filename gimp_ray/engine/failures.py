@@ -37,15 +37,14 @@ class AfterFailures(ray.train.UserCallback):
         self.run, self.allowed, self.failures = run, allowed, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, BaseException]) -> None:
-        error = ray.train.WorkerGroupError("", dict(worker_exceptions))  # type: ignore[arg-type]
-        refusal = refusal_in(error)
+        refusal = refusal_in(worker_exceptions)
         if refusal is not None:
             raise ray.train.ControllerError(refusal)
         if stopping.passed_on(self.run):  # who sent the signal took the workers as well
             raise ray.train.ControllerError(RuntimeError("the command was asked to end"))
         if 0 <= self.allowed <= self.failures:
             return
-        reason = first_reason(error)
+        reason = first_reason(worker_exceptions)
         with patient():
             if not note_restart(RunFolder(self.run), reason):
                 return
@@ -56,10 +55,15 @@ class AfterFailures(ray.train.UserCallback):
         )
 
 
-def refusal_in(error: Exception) -> GimpError | None:
+def failures_in(error: Exception) -> Mapping[int, BaseException]:
+    """What ended a run on Ray: the workers' errors by rank, or under 0 that of its controller, or the error itself."""
+    of_workers: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    return of_workers or {0: getattr(error, "controller_failure", error)}
+
+
+def refusal_in(failures: Mapping[int, BaseException]) -> GimpError | None:
     """The refusal that a worker raised, if one did."""
-    failures = list(_of_workers(error).values())
-    for failed in [*failures, getattr(error, "controller_failure", None)]:
+    for failed in failures.values():
         found: BaseException | None = failed
         while found is not None:
             if isinstance(found, GimpError):
@@ -68,34 +72,26 @@ def refusal_in(error: Exception) -> GimpError | None:
     return None
 
 
-def failure(error: Exception) -> GimpError:
+def failure(failures: Mapping[int, BaseException]) -> GimpError:
     """What the user is told when no restart is left."""
-    full = [line for line in _text(error).splitlines() if any(sign in line for sign in OUT_OF_MEMORY)]
+    full = [line for line in _lines(failures) if any(sign in line for sign in OUT_OF_MEMORY)]
     if full:
         return GimpError("a worker ran out of memory, and Ray ended it", found=full[-1][:300], fix=MEMORY_FIX)
     return GimpError(
         "training failed on the cluster more often than train.max_failures allows",
-        found=first_reason(error),
+        found=first_reason(failures),
         fix="see the lines above; the same command continues from the last checkpoint",
     )
 
 
-def first_reason(error: Exception) -> str:
-    """One line that says why a worker group ended, with the rank where Ray knows it."""
-    failures = _of_workers(error)
-    words = [line.strip() for line in _text(error).splitlines() if line.strip()]
-    said = words[-1] if words else repr(error)
+def first_reason(failures: Mapping[int, BaseException]) -> str:
+    """One line that says why workers ended, with the rank where Ray knows it."""
+    words = [line.strip() for line in _lines(failures) if line.strip()]
+    said = words[-1] if words else repr(next(iter(failures.values()), None))
     # the first to fail; the others' connections to it broke then
     lost = [rank for rank, failed in failures.items() if "HealthCheck" in type(failed).__name__]
     return (f"rank {lost[0]} is gone: " if lost else "") + said[:300]
 
 
-def _of_workers(error: Exception) -> Mapping[int, BaseException]:
-    found: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    return found
-
-
-def _text(error: Exception) -> str:
-    """What Ray says; of workers the one that is gone first, since the others only lost their connection to it."""
-    failures = _of_workers(error)
-    return str(error) if not failures else "\n".join(str(failed) for failed in failures.values())
+def _lines(failures: Mapping[int, BaseException]) -> list[str]:
+    return [line for failed in failures.values() for line in str(failed).splitlines()]

@@ -159,14 +159,15 @@ def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool)
     """
     import ray.train
 
-    from gimp_ray.engine.failures import failure, first_reason, refusal_in
+    from gimp_ray.engine.failures import failure, failures_in, first_reason, refusal_in
 
     given_up = 0
     while not stopping.asked():
         try:
             return str(_trainer(jobs, run, workers, report_epochs).fit().return_value)
         except ray.train.TrainingFailedError as error:
-            refusal = refusal_in(error)
+            failures = failures_in(error)
+            refusal = refusal_in(failures)
             if refusal is not None:
                 raise refusal from None
             if stopping.asked():  # who sent the signal took the workers as well
@@ -175,8 +176,8 @@ def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool)
                 raise _no_room(workers) from error
             given_up += 1
             if isinstance(error, ray.train.WorkerGroupError) or 0 <= workers.max_failures < given_up:
-                raise failure(error) from error
-            reason = first_reason(error)
+                raise failure(failures) from error
+            reason = first_reason(failures)
             with patient():
                 note_restart(run, reason)
             print(f"the cluster gave up, trying again from the last checkpoint: {reason}", flush=True)

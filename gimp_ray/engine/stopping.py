@@ -118,19 +118,18 @@ def passing_on(run: str) -> Iterator[None]:
 def passed_on(run: str) -> bool:
     """Whether the command heard it and has put it into the run folder."""
     filesystem, root = places.resolve(run)
-    with contextlib.suppress(OSError):
-        return bool(filesystem.get_file_info(f"{root}/{FLAG}").type == pafs.FileType.File)
-    return False
+    return _is_there(filesystem, f"{root}/{FLAG}")
 
 
 @contextmanager
 def watching(run: str) -> Iterator[None]:
     """For the first worker: look for what `passing_on` leaves in the run folder while the block runs."""
-    over = threading.Event()
+    filesystem, root = places.resolve(run)
+    flag, over = f"{root}/{FLAG}", threading.Event()
 
     def watch() -> None:
         while not over.wait(POLL_S):
-            if passed_on(run):
+            if _is_there(filesystem, flag):
                 _asked.set()
                 return
 
@@ -147,3 +146,9 @@ def watching(run: str) -> Iterator[None]:
 def _remove(filesystem: pafs.FileSystem, path: str) -> None:
     with contextlib.suppress(OSError):
         filesystem.delete_file(path)
+
+
+def _is_there(filesystem: pafs.FileSystem, path: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+    return False

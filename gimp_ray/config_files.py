@@ -60,7 +60,7 @@ def load_config(
     merge(tree, base or {})
     merge(tree, read_yaml(file) if file is not None else {})
     for key, value in (overrides or {}).items():
-        merge(tree, _nested(key, _value_of(key, value)))
+        merge(tree, nested(key, _value_of(key, value)))
     return build_config(tree, file)
 
 
@@ -191,9 +191,10 @@ def _under(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """A dotted key and its value as the tree they mean."""
     head, _, rest = key.partition(".")
-    return {head: _nested(rest, value) if rest else value}
+    return {head: nested(rest, value) if rest else value}
 
 
 def _explain(error: ValidationError, file: str | Path | None) -> ConfigError:

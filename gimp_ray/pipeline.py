@@ -6,7 +6,7 @@ The only place that joins tasks, engine, evaluation and reports. Every verb of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,16 +46,17 @@ from gimp_ray.tasks.planned import open_store
 
 TASKS: dict[str, Any] = {"genes": GenePretraining, "pretrain": GimpPretraining, "finetune": Finetuning}
 PARTS = ["train", "val", "test"]
+StagesOf = Callable[[Config, bool], list[str]]
 
 
 def pretrain_genes(config: Config) -> RunFolder:
     """Stage `genes`: supervised pre-training of the gene encoder."""
-    return _run(config, ["genes"])
+    return _run(config, lambda *_: ["genes"])
 
 
 def pretrain(config: Config) -> RunFolder:
     """Stage `pretrain`, with `genes` first where no gene encoder was given and the store has genes."""
-    return _run(config, up_to_pretrain(config, _has_genes(config)))
+    return _run(config, up_to_pretrain)
 
 
 def finetune(config: Config) -> RunFolder:
@@ -63,7 +64,7 @@ def finetune(config: Config) -> RunFolder:
     (`method.name`) all its training.
     """
     if config.method.recipe is not None or config.finetune.init == "scratch":
-        return _run(config, up_to_finetune(config, _has_genes(config)))
+        return _run(config, up_to_finetune)
     run = _looked_at(config)
     if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
         raise InputError(
@@ -71,7 +72,7 @@ def finetune(config: Config) -> RunFolder:
             file=run.place_of(run.model_file("pretrain")),
             fix="run `gimp pretrain` on it first, or give --finetune.init FILE.safetensors, or --finetune.init scratch",
         )
-    return _run(config, ["finetune"])
+    return _run(config, lambda *_: ["finetune"])
 
 
 def evaluate(config: Config) -> RunFolder:
@@ -83,12 +84,12 @@ def evaluate(config: Config) -> RunFolder:
             file=run.place_of(run.model_file("finetune")),
             fix="run `gimp finetune` on it first",
         )
-    return _run(config, [], evaluated=True)
+    return _run(config, lambda *_: [], evaluated=True)
 
 
 def run_all(config: Config) -> RunFolder:
     """All stages in order, then evaluation and report; a compared method has one stage."""
-    return _run(config, up_to_finetune(config, _has_genes(config)), evaluated=True)
+    return _run(config, up_to_finetune, evaluated=True)
 
 
 def embed(config: Config, model: str | Path, out: str | Path, parts: list[str] | None = None) -> str | Path:
@@ -125,8 +126,13 @@ def load_run_config(run: str | Path, overrides: dict[str, Any], file: Path | Non
     return with_absolute_paths(load_config(file, overrides | {"run": folder.place}, base=base))
 
 
-def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolder:
+def _run(config: Config, stages_of: StagesOf, evaluated: bool = False) -> RunFolder:
     """Do the stages of a run that are not done, and the evaluation where asked.
+
+    Args:
+        config: of the run.
+        stages_of: the stages in order, from the config and whether the store has genes.
+        evaluated: whether it is evaluated too.
 
     Raises:
         Terminated: SIGTERM ended it; what was trained is saved.
@@ -136,7 +142,7 @@ def _run(config: Config, stages: list[str], evaluated: bool = False) -> RunFolde
     store = open_store(config)
     with run.one_command(), unwritable(run.place), stopping.listening():
         run.pull()
-        _do(config, run, store, stages, evaluated)
+        _do(config, run, store, stages_of(config, store.num_genes > 0), evaluated)
     return run
 
 
@@ -216,10 +222,6 @@ def task_of(stage: str, config: Config) -> Any:
     if stage == "pretrain" and config.objective.name != "gimp":
         return ContrastivePretraining
     return TASKS[stage]
-
-
-def _has_genes(config: Config) -> bool:
-    return open_store(config).num_genes > 0
 
 
 def workers_of(config: Config) -> Workers:

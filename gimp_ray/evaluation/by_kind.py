@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gimp_ray.evaluation.intervals import METRICS as CLASS_METRICS
 from gimp_ray.evaluation.intervals import bootstrap_intervals, paired_difference
-from gimp_ray.evaluation.label_intervals import label_difference, label_intervals
+from gimp_ray.evaluation.label_intervals import LABEL_METRICS, label_difference, label_intervals
 from gimp_ray.evaluation.survival_intervals import survival_difference, survival_intervals
 
 METRICS = {
-    "class": ("accuracy", "balanced_accuracy", "macro_f1", "auroc"),
-    "labels": ("auroc", "average_precision"),
+    "class": CLASS_METRICS,
+    "labels": tuple(LABEL_METRICS),
     "survival": ("c_index",),
 }
 

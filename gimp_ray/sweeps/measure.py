@@ -24,11 +24,11 @@ from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.evaluation import bootstrap_intervals, encode_labels
+from gimp_ray.evaluation.intervals import METRICS
 from gimp_ray.run_folder import RunFolder, whole_file, write_json
 from gimp_ray.weights import load_weights, part, save_weights
 
 Floats = NDArray[np.float64]
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 NEIGHBOURS = 20
 
 

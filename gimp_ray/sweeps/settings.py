@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from gimp_ray.config import Config, Section
-from gimp_ray.config_files import build_config, differences, load_config, merge, read_yaml
+from gimp_ray.config_files import build_config, differences, load_config, merge, nested, read_yaml
 from gimp_ray.errors import ConfigError
 from gimp_ray.run_mirror import local_file
 from gimp_ray.sweeps.space import Dimension, Params, crossed, dimensions, drawn
@@ -285,14 +285,10 @@ def _base_of(base: Any, file: str | Path | None) -> dict[str, Any]:
         raise ConfigError(
             "the base of a sweep cannot be read", file=file, expected="config keys, or a file's name", found=repr(base)
         )
-    nested: dict[str, Any] = {}
+    tree: dict[str, Any] = {}
     for key, value in base.items():
-        head, *rest = str(key).split(".")
-        branch = value
-        for part in reversed(rest):
-            branch = {part: branch}
-        merge(nested, {head: branch})
-    return nested
+        merge(tree, nested(str(key), value))
+    return tree
 
 
 def _check_target(base: Config, sweep: SweepConfig) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
+from gimp_ray.evaluation import resampling
 
 Floats = NDArray[np.float64]
 Which = tuple[int, int]
@@ -69,9 +70,8 @@ def draw_patients(patients: Sequence[str], resamples: int, seed: int) -> Draw:
     With the patients of one run this is the draw of `gimp_ray.evaluation.bootstrap_intervals`.
     """
     names = sorted(set(patients))
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return Draw({name: place for place, name in enumerate(names)}, drawn.astype(np.float64))
+    weights_RP = resampling.draw_patients(names, len(names), resamples, seed)
+    return Draw({name: place for place, name in enumerate(names)}, weights_RP)
 
 
 def pooled_intervals(runs: Sequence[RunScores]) -> dict[str, dict[str, Any]]:

@@ -72,21 +72,18 @@ class Command:
 
 
 @contextlib.contextmanager
-def beside(config: Config, folder: Path, name: str = "first", **environment: str) -> Iterator[Command]:
-    """Slow `gimp pretrain` on a config, its output in a file; killed at the end of the block, with all that it started.
+def commanded(arguments: list[str], output: Path, **environment: str) -> Iterator[Command]:
+    """Python with some arguments, its output in a file; killed at the end of the block, with all that it started.
 
     Args:
-        config: of the run.
-        folder: where its config and output go.
-        name: of these files.
+        arguments: of the interpreter.
+        output: file to write.
         environment: variables added to this process's, RAY_ADDRESS excepted.
     """
-    file, output = folder / f"{name}.yaml", folder / f"{name}.txt"
-    file.write_text(to_yaml(config))
     mine = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     with output.open("wb") as sink:
         process = subprocess.Popen(
-            [sys.executable, *SLOW_GIMP, "pretrain", "--config", str(file)],
+            [sys.executable, *arguments],
             env=mine | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"} | environment,
             cwd=ROOT,
             stdout=sink,
@@ -100,6 +97,22 @@ def beside(config: Config, folder: Path, name: str = "first", **environment: str
         process.kill()
         process.wait()
         kill(below)
+
+
+@contextlib.contextmanager
+def beside(config: Config, folder: Path, name: str = "first", **environment: str) -> Iterator[Command]:
+    """Slow `gimp pretrain` on a config, its output in a file; killed at the end of the block, with all that it started.
+
+    Args:
+        config: of the run.
+        folder: where its config and output go.
+        name: of these files.
+        environment: variables added to this process's, RAY_ADDRESS excepted.
+    """
+    file, output = folder / f"{name}.yaml", folder / f"{name}.txt"
+    file.write_text(to_yaml(config))
+    with commanded([*SLOW_GIMP, "pretrain", "--config", str(file)], output, **environment) as command:
+        yield command
 
 
 def kill(processes: list[psutil.Process]) -> None:

@@ -10,9 +10,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,7 @@ from gimp_ray.sweeps.search import search
 from gimp_ray.sweeps.settings import SweepConfig, build_sweep, rungs_of, space_of
 from gimp_ray.sweeps.trial import Setting
 from tests.conftest import TINY, changed
-from tests.faults.running import ROOT, Command, kill, steps_logged
+from tests.faults.running import Command, commanded, kill, steps_logged
 from tests.object_storage.fixtures import bucket, s3_env, s3_server  # noqa: F401
 from tests.sweeps import scripted
 
@@ -40,26 +37,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(1800)]
 SCRIPTED = "from tests.sweeps.scripted import main; main()"
 
 
-@contextlib.contextmanager
-def sweeping(file: Path, output: Path, code: str = SCRIPTED, **environment: str) -> Iterator[Command]:
+def sweeping(
+    file: Path, output: Path, code: str = SCRIPTED, **environment: str
+) -> contextlib.AbstractContextManager[Command]:
     """A scripted `gimp sweep` beside the test; killed at the end of the block, with all that it started."""
-    mine = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with output.open("wb") as sink:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, "sweep", "--config", str(file)],
-            env=mine | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"} | environment,
-            cwd=ROOT,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-        )
-    command = Command(process, output)
-    try:
-        yield command
-    finally:
-        below = command.below() if process.poll() is None else []
-        process.kill()
-        process.wait()
-        kill(below)
+    return commanded(["-c", code, "sweep", "--config", str(file)], output, **environment)
 
 
 def test_asha_stops_trials_and_a_killed_trial_and_a_killed_sweep_go_on(store_path: Path, tmp_path: Path) -> None:

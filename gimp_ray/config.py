@@ -91,7 +91,7 @@ class GenesConfig(Section):
     encoder: Literal["group_msa", "snn", "none"] = Field("group_msa", description="none: pre-training on images alone")
     top_genes: int = Field(0, ge=0, description="keep this many genes, the best by select_by; 0 keeps all")
     select_by: Literal["variance", "f_score"] = Field(
-        "f_score", description="score of a gene over the training cases; f_score uses their labels"
+        "f_score", description="score of a gene over the training cases; f_score uses their classes"
     )
     order: Literal["stored", "score"] = Field(
         "score", description="how genes are laid out in fragments: as stored, or best score first"

@@ -8,6 +8,7 @@ Shape suffixes: B batch, G genes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.config import GenesConfig
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import ConfigError
-from gimp_ray.feed.plan import Batching, Row
+from gimp_ray.feed.plan import Batching, CohortIndex, Row
 from gimp_ray.feed.windows import Arrays, read_bags
 from gimp_ray.models import GeneInput
 from gimp_ray.recipes import RECIPES
@@ -74,7 +76,10 @@ class Supervised(LabelledTask):
                 fix="give gene families or the Hallmark sets of MSigDB with --genes.sets FILE",
             )
         self._check_options()
-        for note in self.notes_on_target():
+        notes = self.notes_on_target()
+        if self._gene_settings.select_by != self.config.genes.select_by:
+            notes.append(f"genes are scored by variance: f_score needs classes, and {self.target.kind} are none")
+        for note in notes:
             print(f"note: {note}", flush=True)
 
     def read(self, row: Row) -> Arrays:
@@ -93,7 +98,7 @@ class Supervised(LabelledTask):
 
     def build(self, device: torch.device) -> nn.Module:
         if "genes" in self.needs:
-            self.genes = fit_gene_values(self.store, self.index, self.config.genes, self._fragments)
+            self.genes = fit_gene_values(self.store, self._scored_by, self._gene_settings, self._fragments)
             self.gene_input = self.genes.input.to(device)
         torch.manual_seed(self.seed)
         network = self.method.build(self._sizes, self.options).to(device)
@@ -174,6 +179,21 @@ class Supervised(LabelledTask):
     @property
     def _mixes(self) -> bool:
         return self.method.mixup and self.config.genes.mixup > 0 and self.target.kind != "survival"
+
+    @property
+    def _gene_settings(self) -> GenesConfig:
+        """`genes`, where a score by classes is the variance for a target without classes."""
+        genes = self.config.genes
+        if "genes" in self.needs and genes.select_by == "f_score" and self.target.kind != "class":
+            return genes.model_copy(update={"select_by": "variance"})
+        return genes
+
+    @property
+    def _scored_by(self) -> CohortIndex:
+        """The training cases with the classes that genes are scored by: those of the target where it has some."""
+        if self.target.kind != "class":
+            return self.index
+        return replace(self.index, labels=self.target.arrays(self.index.case_ids.tolist())["target"])
 
     @property
     def _fragments(self) -> int | None:

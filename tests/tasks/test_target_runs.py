@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.feature_selection import f_classif
 
 from gimp_ray import pipeline
 from gimp_ray.cohort import CohortStore
@@ -24,6 +25,7 @@ from gimp_ray.models import MLPHead
 from gimp_ray.run_folder import RunFolder, read_json, read_lines
 from gimp_ray.tasks import Finetuning
 from gimp_ray.tasks.missing import without
+from gimp_ray.tasks.supervised import Supervised
 from gimp_ray.weights import load_weights, part
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
@@ -202,6 +204,35 @@ def test_a_class_run_on_another_column(config: Config, clinical: Path, capsys: p
     assert set(table["label"]) == {"G1", "G2"} and {"prob_G1", "prob_G2"} <= table.keys()
     everyone = pq.read_table(pipeline.embed(config, run.model_file("finetune"), run.path / "all.parquet"))
     assert everyone["label"].null_count == 1 and everyone.num_rows == 20
+
+
+def test_a_compared_method_scores_genes_by_the_classes_of_its_own_target(config: Config) -> None:
+    wanted = {"method__name": "logistic", "genes__top_genes": 6, "genes__log": True}
+
+    def kept(**more: Any) -> tuple[set[int], Supervised]:
+        task = Supervised(changed(config, **wanted, **more).model_dump(), str(config.run))
+        task.build(torch.device("cpu"))
+        return set(task.gene_input.select.tolist()), task
+
+    grade, task = kept(target__columns=["grade"])
+    ids = task.index.case_ids.tolist()
+    values, truth = np.log2(task.store.read_genes(ids).astype(np.float64) + 1), task.target.arrays(ids)["target"]
+    with np.errstate(all="ignore"):
+        best = np.argsort(-np.nan_to_num(f_classif(values, truth)[0]), kind="stable")[:6]
+    assert grade == set(best.tolist())
+    assert grade != kept()[0], "the label's"
+    followed, task = kept(target__kind="survival")
+    values = np.log2(task.store.read_genes(task.index.case_ids.tolist()).astype(np.float64) + 1)
+    assert followed == set(np.argsort(-values.var(axis=0), kind="stable")[:6].tolist())
+
+
+def test_it_is_said_where_a_target_has_no_classes_to_score_genes_by(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for kind, said in (("survival", True), ("class", False)):
+        wanted = changed(config, method__name="snn", target__kind=kind)
+        Supervised(wanted.model_dump(), str(config.run)).preflight()
+        assert ("genes are scored by variance" in capsys.readouterr().out) is said
 
 
 @pytest.mark.slow

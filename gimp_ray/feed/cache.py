@@ -48,10 +48,12 @@ def open_cache(
         say: gets one line on how many slides fit; without it the first worker prints it.
 
     Returns:
-        None for `none`, and for a store without patches.
+        None for a store without patches.
     """
-    if kind == "none" or store.dim is None:
+    if store.dim is None:
         return None
+    if kind == "none":
+        return FromStore(store)
     patches = sum(int(index.slide_patches.sum()) for index in indexes)
     slides = sum(len(index.slide_ids) for index in indexes)
     budget = cache_budget(gigabytes, device if kind == "device" else None)

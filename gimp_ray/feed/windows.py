@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gimp_ray.cohort import CohortStore
+from gimp_ray.feed.batch_memory import BatchMemory
 from gimp_ray.feed.plan import CohortIndex, Row, mask_positions
 
 # float16, or float32 from a store that keeps float32 or bfloat16
@@ -128,13 +129,15 @@ def repeat_to_length(window: Any, patches: int) -> None:
 
 
 class FromStore:
-    """No cache: every window is read from the store, into numpy memory."""
+    """No cache: every window is read from the store, into numpy memory that is used again (`batch_memory.py`)."""
 
     def __init__(self, store: CohortStore) -> None:
-        self._store = store
+        self._store, self._memory = store, BatchMemory()
 
     def new(self, shape: tuple[int, ...], zeros: bool = False) -> Embeddings:
-        return np.zeros(shape, self._store.value_dtype) if zeros else np.empty(shape, self._store.value_dtype)
+        if zeros:
+            return np.zeros(shape, self._store.value_dtype)
+        return cast(Embeddings, self._memory.new(shape, self._store.value_dtype))
 
     def working(self) -> AbstractContextManager[Any]:
         return nullcontext()

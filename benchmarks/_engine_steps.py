@@ -15,15 +15,26 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 Found = dict[str, Any]
 
 
-def measure(kind: str, config: Found, cores: list[list[int]], threads: int) -> list[Found]:
+# glibc hands every larger block back at once, so that what a process has is what it holds
+NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+
+
+def measure(
+    kind: str,
+    config: Found,
+    cores: list[list[int]],
+    threads: int,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> list[Found]:
     """Train a stage in as many processes as there are lists of cores; what each of them found.
 
     Args:
@@ -31,6 +42,7 @@ def measure(kind: str, config: Found, cores: list[list[int]], threads: int) -> l
         config: of the run, as plain data; its run folder must be new.
         cores: of each rank.
         threads: torch's threads of a rank.
+        environment: variables besides this process's own.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -43,7 +55,9 @@ def measure(kind: str, config: Found, cores: list[list[int]], threads: int) -> l
                 [sys.executable, __file__, kind, file.name, str(rank), str(len(cores)), str(port)],
                 stdout=subprocess.PIPE,
                 text=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "CORES": json.dumps(own)},
+                env=os.environ
+                | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT), "CORES": json.dumps(own)}
+                | dict(environment),
             )
             for rank, own in enumerate(cores)
         ]

@@ -31,7 +31,7 @@ from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
-PARTS = ("feed", "workers", "checkpoint", "recovery", "soak")
+PARTS = ("feed", "memory", "workers", "checkpoint", "recovery", "soak")
 Found = dict[str, Any]
 
 
@@ -129,6 +129,25 @@ def feed(scale: Scale, store: Path, folder: Path) -> Found:
     }
 
 
+def memory(scale: Scale, store: Path, folder: Path) -> Found:
+    """What the feed holds beside the step: few steps with an allocator that keeps nothing, which makes them slow."""
+    few = make_store(folder / "few", Scale(**asdict(scale) | {"cases": 14}))
+    peaks: dict[str, list[float]] = {"feed": [], "memory": []}
+    for number in range(scale.rounds):
+        for kind in ("feed", "memory") if number % 2 else ("memory", "feed"):
+            run = config_of(scale, few, folder / f"held-{kind}-{number}", train__epochs=1, train__stop_after=None)
+            cores, threads = [sorted(_cores())], len(_cores())
+            (one,) = _engine_steps.measure(kind, run.model_dump(), cores, threads, _engine_steps.NOTHING_KEPT)
+            peaks[kind].append(one["peak_mb"])
+    batch_mb = 2 * scale.length * scale.dim * 2 / 1e6
+    more = [a - b for a, b in zip(peaks["feed"], peaks["memory"], strict=True)]
+    return {
+        "peak_mb": {kind: spread(of) for kind, of in peaks.items()},
+        "batch_mb": batch_mb,
+        "more_batches": spread(more, 1 / batch_mb),
+    }
+
+
 def workers(scale: Scale, store: Path, folder: Path) -> Found:
     """Cases a second of two workers on a core each, against one worker on one core."""
     first, second = sorted(_cores())[:2]
@@ -191,9 +210,22 @@ def sections(result: Found, command: str) -> dict[str, str]:
                 _table(["step on", "seconds a step"], rows),
                 "",
                 f"Steps/s with the feed over steps/s on a batch in memory: {_s(of['share'])}. Waiting for data: "
-                f"{100 * of['data_wait']['median']:.1f} % of the time. Peak of the process's own memory beyond that of "
-                f"the step on one batch: {_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB; pages of the "
-                f"store that are mapped, and that the kernel drops where memory is short, come on top. {note}",
+                f"{100 * of['data_wait']['median']:.1f} % of the time. Peaks of the processes' own memory differ by "
+                f"{_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB, what the allocator keeps of the model's "
+                f"activations included, which differs from run to run. {note}",
+            ]
+        )
+    if "memory" in result:
+        of = result["memory"]
+        rows = [[name, _s(of["peak_mb"][name])] for name in ("memory", "feed")]
+        made["engine-memory"] = "\n".join(
+            [
+                _table(["step on", "peak of own memory, MB"], rows),
+                "",
+                f"With an allocator that keeps nothing (`MALLOC_MMAP_THRESHOLD_=1048576`) the feed holds "
+                f"{_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB beyond the step on one batch in memory; "
+                f"pages of the store that are mapped, and that the kernel drops where memory is short, come on top. "
+                f"{note}",
             ]
         )
     if "workers" in result:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from gimp_ray import pipeline
-from gimp_ray.cohort.splits import patient_of
+from gimp_ray.cohort.splits import patient_column
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.evaluation import bootstrap_intervals, encode_labels
 from gimp_ray.evaluation.intervals import METRICS
 from gimp_ray.run_folder import RunFolder, whole_file, write_json
+from gimp_ray.tasks.planned import open_store
 from gimp_ray.weights import load_weights, part, save_weights
 
 Floats = NDArray[np.float64]
@@ -63,7 +64,7 @@ def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples
         pq.write_table(pa.table(columns), aside)
     run.push()
     intervals = bootstrap_intervals(
-        [patient_of(case) for case in ids],
+        patient_column(pa.array(ids), open_store(config).cases).to_pylist(),
         encode_labels(labels, classes),
         probabilities,
         classes,

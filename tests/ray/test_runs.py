@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from gimp_ray import pipeline
 from gimp_ray.cohort import CohortStore
 from gimp_ray.config_files import load_config
+from gimp_ray.errors import GimpError
 from gimp_ray.run_folder import RunFolder, read_lines
-from gimp_ray.sweeps.search import SweepConfig, search
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 
@@ -117,17 +116,11 @@ def test_the_log_has_every_step_once_and_the_share_of_active_triplets(continued:
     assert all(0 <= line["active_triplets"] <= 1 for line in lines)
 
 
-def test_a_search_tries_what_it_was_asked_and_names_the_best(cluster: None, tiny, tmp_path: Path) -> None:
-    base = changed(tiny, run=str(tmp_path / "sweep"), train__epochs=1)
-    space = {"mask.ratio": {"uniform": [0.3, 0.7]}, "train.lr": {"loguniform": [1e-4, 1e-2]}}
-    folder = search(base, SweepConfig(space=space, trials=2, concurrent=2))  # type: ignore[arg-type]
-    trials = json.loads((folder / "trials.json").read_text())
-    assert len(trials) == 2 and all(trial["error"] is None for trial in trials)
-    assert len({trial["params"]["mask.ratio"] for trial in trials}) == 2
-    best = max(trials, key=lambda trial: trial["auroc"])
-    written = load_config(folder / "best.yaml")
-    assert written.mask.ratio == pytest.approx(best["params"]["mask.ratio"]) and 0.3 <= written.mask.ratio <= 0.7
-    assert written.train.lr == pytest.approx(best["params"]["train.lr"])
-    for trial in trials:
-        assert RunFolder(trial["run"]).stage_done("pretrain")
-        assert not torch.isnan(torch.tensor(trial["auroc"]))
+def test_a_refusal_of_a_worker_ends_the_run_and_is_not_tried_again(cluster: None, tiny, tmp_path: Path) -> None:
+    config = changed(tiny, run=str(tmp_path / "run"), genes__encoder="none", train__workers=1, train__max_failures=3)
+    with pytest.raises(GimpError, match=r"is not finite in stage 'pretrain'"):
+        pipeline.pretrain(changed(config, train__lr=1e30, train__clip_norm=0))
+    (attempt,) = RunFolder(config.run or "").record()["attempts"]
+    assert (
+        attempt["status"].startswith("failed") and "is not finite" in attempt["status"] and not attempt.get("restarts")
+    )

@@ -6,18 +6,22 @@ import shutil
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from gimp_ray import pipeline
+from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import GimpError, InputError
+from gimp_ray.evaluation import bootstrap_intervals
 from gimp_ray.run_folder import RunFolder, read_lines
-from gimp_ray.sweeps import trial
+from gimp_ray.sweeps import measure, trial
 from gimp_ray.sweeps.measure import probed
 from gimp_ray.sweeps.records import new_record, read_record, write_record
 from gimp_ray.sweeps.settings import build_sweep
@@ -226,6 +230,24 @@ def test_a_probe_fits_training_cases_and_is_asked_about_validation_alone(probe: 
     one_class = table.filter(pa.array([label == "LUAD" for label in labels]))
     with pytest.raises(InputError, match="one class"):
         probed(one_class, probe)
+
+
+def test_intervals_are_over_the_patients_that_the_store_names(base: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, drawn = changed(base, train__epochs=1), []
+    run = pipeline.pretrain(config)
+    cases = CohortStore.open(config.store or "").cases
+    named = cases.append_column("patient_id", pa.array([f"P{row // 2}" for row in range(cases.num_rows)]))
+
+    def intervals(patients: list[str], *rest: Any) -> Any:
+        drawn.extend(patients)
+        return bootstrap_intervals(patients, *rest)
+
+    monkeypatch.setattr(measure, "open_store", lambda config: SimpleNamespace(cases=named))
+    monkeypatch.setattr(measure, "bootstrap_intervals", intervals)
+    measure.figures_of(config, run, "pretrain", "knn", 20)
+    validation = pq.read_table(run.path / "probe" / "predictions.parquet")["case_id"].to_pylist()
+    patient = dict(zip(named["case_id"].to_pylist(), named["patient_id"].to_pylist(), strict=True))
+    assert drawn == [patient[case] for case in validation] and validation
 
 
 def test_reasons_fit_in_a_line() -> None:

@@ -50,20 +50,21 @@ def recovery(config: Config, folder: Path, kills: int) -> Found:
 def soak(config: Config, folder: Path, steps: int, warm_up: int) -> Found:
     """Memory of the worker over the steps, and what Ray's object store spilled."""
     run = RunFolder(config.run or "")
-    seen: list[tuple[int, float]] = []
+    seen: list[tuple[int, float, float]] = []
     with _command(config, folder) as process:
         started = time.perf_counter()
         while process.poll() is None and (not seen or seen[-1][0] < steps):
             workers = _children(process, WORKER)
             if workers:
                 with contextlib.suppress(OSError, KeyError):
-                    seen.append((_steps(run), own_memory(workers[0].pid)))
+                    pid = workers[0].pid
+                    seen.append((_steps(run), own_memory(pid), own_memory(pid, "RssShmem")))
             time.sleep(1)
         process.wait(120)
         seconds = time.perf_counter() - started
         spilled = "Spilled" in (folder / "out.txt").read_text()
-    early = [mb for step, mb in seen if warm_up <= step < warm_up + steps // 10]
-    late = [mb for step, mb in seen if step >= steps - steps // 10]
+    early = [mb for step, mb, _ in seen if warm_up <= step < warm_up + steps // 10]
+    late = [mb for step, mb, _ in seen if step >= steps - steps // 10]
     return {
         "steps": _steps(run),
         "seconds": seconds,
@@ -71,6 +72,7 @@ def soak(config: Config, folder: Path, steps: int, warm_up: int) -> Found:
         "early_mb": statistics.median(early),
         "late_mb": statistics.median(late),
         "growth": statistics.median(late) / statistics.median(early) - 1,
+        "object_store_mb": max(shared for *_, shared in seen),
         "spilled": spilled,
     }
 

@@ -117,12 +117,13 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
     }
 
 
-def own_memory(pid: int | str = "self") -> float:
-    """MB of a process's own. The store's mapped files are left out: the kernel may drop those pages at any time, and
-    they are the same ones that any other reader of the files has.
+def own_memory(pid: int | str = "self", kind: str = "RssAnon") -> float:
+    """MB of a process's own. Left out are the store's mapped files, whose pages the kernel may drop at any time, and
+    with `RssAnon` what is shared (`RssShmem`): of a Ray worker that is the object store's memory, once for all
+    processes, which a worker is seen to have from the first time that it reads there.
     """
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024 / 1e6
+    return int(lines[kind].split()[0]) * 1024 / 1e6
 
 
 @contextlib.contextmanager

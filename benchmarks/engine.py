@@ -256,7 +256,8 @@ def sections(result: Found, command: str) -> dict[str, str]:
         spilled = "spilled" if of["spilled"] else "spilled nothing"
         made["engine-soak"] = (
             f"{of['steps']:,} steps of a tiny model on a Ray worker: {of['early_mb']:.1f} MB of its own after warm-up, "
-            f"{of['late_mb']:.1f} MB at the end ({100 * of['growth']:+.2f} %); Ray's object store {spilled}. {note}"
+            f"{of['late_mb']:.1f} MB at the end ({100 * of['growth']:+.2f} %); it read at most "
+            f"{of['object_store_mb']:.0f} MB of Ray's object store, which {spilled}. {note}"
         )
     return made
 

@@ -185,6 +185,15 @@ class ObjectiveConfig(Section):
         "gimp", description="gimp: masked patches and triplets; or a compared objective"
     )
     options: dict[str, Any] = Field({}, description="the objective's own numbers, by argument name")
+    genes: bool = Field(
+        True, description="gimp: false pre-trains on images alone, and the gene encoder joins in fine-tuning (Table 2)"
+    )
+
+    @model_validator(mode="after")
+    def _compared_objectives_have_genes(self) -> ObjectiveConfig:
+        if self.name != "gimp" and not self.genes:
+            raise ValueError(f"objective.genes: objective.name {self.name} contrasts images with genes")
+        return self
 
 
 class EvaluateConfig(Section):

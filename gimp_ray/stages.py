@@ -38,6 +38,6 @@ def up_to_finetune(config: Config, has_genes: bool) -> list[str]:
     first: list[str] = []
     if config.method.recipe is None and init == "pretrain":
         first = up_to_pretrain(config, has_genes)
-    elif config.method.recipe is None and init == "scratch":
+    elif config.method.recipe is None and (init == "scratch" or not config.objective.genes):
         first = genes_first(config, has_genes)
     return [*first, "finetune"]

@@ -45,7 +45,8 @@ class Finetuning(LabelledTask):
         init, given = self.config.finetune.init, self.config.genes.checkpoint
         if init not in ("pretrain", "scratch"):
             self.refuse_leak(read_card(local_file(init)), init)
-        elif init == "scratch" and given and self.config.genes.encoder != "none":
+        joins = init == "scratch" or not self.config.objective.genes
+        if joins and given and self.config.genes.encoder != "none":
             self.refuse_leak(read_card(local_file(given)), given)
 
     @property
@@ -138,10 +139,14 @@ class Finetuning(LabelledTask):
 
     @cached_property
     def _start(self) -> tuple[PatchAggregator | None, GeneSide | None]:
-        """The trained aggregator, None to start from fresh weights, and the gene side."""
+        """The trained aggregator, None to start from fresh weights, and the gene side: the pre-trained model's, or the
+        trained encoder where pre-training saw images alone (`objective.genes`).
+        """
         self._refuse_leaks()
         init = self.config.finetune.init
         if init != "scratch":
             saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else local_file(init), self.store)
-            return saved.aggregator(), saved.side
+            if saved.side is not None or self.config.objective.genes:
+                return saved.aggregator(), saved.side
+            return saved.aggregator(), trained_gene_side(self.config.genes, self.run, self.store)
         return None, trained_gene_side(self.config.genes, self.run, self.store)

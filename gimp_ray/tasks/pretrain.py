@@ -73,7 +73,7 @@ class GimpPretraining(PlannedTask):
         return replace(index, labels=labels)
 
     def preflight(self) -> None:
-        if self.config.genes.checkpoint and self.config.genes.encoder != "none":
+        if self.config.genes.checkpoint and self.config.genes.encoder != "none" and self.config.objective.genes:
             self.refuse_leak(read_card(local_file(self.config.genes.checkpoint)), self.config.genes.checkpoint)
 
     def read(self, row: Row) -> Arrays:
@@ -89,10 +89,10 @@ class GimpPretraining(PlannedTask):
 
     def build(self, device: torch.device) -> nn.Module:
         self.preflight()
-        self.side = trained_gene_side(self.config.genes, self.run, self.store)
-        self.cls_ge = (
-            None if self.side is None else encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
-        )
+        if self.config.objective.genes:
+            self.side = trained_gene_side(self.config.genes, self.run, self.store)
+        if self.side is not None:
+            self.cls_ge = encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
         torch.manual_seed(self.seed)
         assert self.store.dim is not None
         encoder = None if self.side is None else freeze(self.side.encoder)

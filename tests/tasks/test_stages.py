@@ -14,13 +14,14 @@ from gimp_ray import pipeline
 from gimp_ray.cohort import CohortStore
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config
-from gimp_ray.errors import InputError
+from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.run_folder import RunFolder, read_json, read_lines
 from gimp_ray.tasks import Finetuning, GenePretraining, GimpPretraining
 from gimp_ray.weights import load_weights, part
 from tests.conftest import changed
 
 CPU = torch.device("cpu")
+EMBEDDED = ("embeddings", "embeddings_pretrain")
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +181,30 @@ def test_a_cohort_of_images_alone_goes_through_every_stage(tiny: Config, cohort_
     run = pipeline.run_all(changed(tiny, store=str(tmp_path / "images"), train__epochs=1, finetune__train__epochs=1))
     rows = [row["method"] for row in read_json(run.evaluation / "metrics.json")["rows"]]
     assert len(rows) == 2 and not any("genes" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_genes_join_in_fine_tuning_where_pre_training_saw_images_alone(tiny: Config, tmp_path: Path) -> None:
+    short = {"train__epochs": 1, "genes__train__epochs": 1, "finetune__train__epochs": 1}
+    run = pipeline.run_all(changed(tiny, objective__genes=False, **short))
+    assert read_json(run.model_card("pretrain"))["genes"] is None
+    assert not part(load_weights(run.model_file("pretrain")), "gene_encoder")
+    genes = load_weights(run.model_file("genes"))
+    joined = part(load_weights(run.model_file("finetune")), "gene_encoder")
+    assert joined and all(torch.equal(value, genes[name]) for name, value in joined.items())
+    widths = [len(pq.read_table(run.evaluation / f"{name}.parquet")["cls_pat"][0]) for name in EMBEDDED]
+    assert widths == [tiny.model.dim * 2, tiny.model.dim]
+    # the same from the file of such a model, whose gene encoder must not know the cases that are tested
+    given = with_models_of(changed(tiny, run=str(tmp_path / "other"), objective__genes=False, **short), run)
+    again = load_weights(pipeline.finetune(given).model_file("finetune"))
+    assert all(torch.equal(again[name], value) for name, value in load_weights(run.model_file("finetune")).items())
+    with pytest.raises(InputError, match="trained on patients that this run validates or tests on"):
+        pipeline.finetune(changed(given, run=str(tmp_path / "leak"), split__fold=1))
+
+
+def test_a_compared_objective_cannot_leave_genes_out(tiny: Config) -> None:
+    with pytest.raises(ConfigError, match=r"objective.name mgca contrasts images with genes"):
+        changed(tiny, objective__name="mgca", objective__genes=False)
 
 
 def test_a_stage_refuses_a_store_without_its_modality(tiny: Config, cohort_sources: Path, tmp_path: Path) -> None:

@@ -56,6 +56,9 @@ class ClassTarget:
     def arrays(self, case_ids: Sequence[str]) -> Arrays:
         return {"target": self.codes[case_rows(self.store, case_ids)]}
 
+    def classes_of(self, case_ids: Sequence[str]) -> NDArray[np.int64] | None:
+        return self.codes[case_rows(self.store, case_ids)]
+
     def truths(self, case_ids: Sequence[str]) -> dict[str, pa.Array]:
         return {"label": self.names.take(pa.array(case_rows(self.store, case_ids)))}
 

@@ -27,6 +27,9 @@ from gimp_ray.feed.windows import Arrays
 from gimp_ray.tasks.scores import by_case, picking_figure, selection_score
 from gimp_ray.tasks.target_columns import case_rows, has_columns, yes_or_no
 
+# fewer, and the spread inside a class of genes' scores says nothing
+CASES_A_CLASS = 3
+
 
 @dataclass(frozen=True, eq=False)
 class LabelTarget:
@@ -56,6 +59,13 @@ class LabelTarget:
     def arrays(self, case_ids: Sequence[str]) -> Arrays:
         rows = case_rows(self.store, case_ids)
         return {"target": self.truth[rows].astype(np.float32), "target_known": self.is_known[rows]}
+
+    def classes_of(self, case_ids: Sequence[str]) -> NDArray[np.int64] | None:
+        rows = case_rows(self.store, case_ids)
+        # cases with the same labels are a class; not known is a value of its own
+        states_BP = np.where(self.is_known[rows], self.truth[rows].astype(np.int64), -1)
+        found, codes = np.unique(states_BP, axis=0, return_inverse=True)
+        return codes.reshape(-1).astype(np.int64) if len(found) * CASES_A_CLASS <= len(rows) else None
 
     def truths(self, case_ids: Sequence[str]) -> dict[str, pa.Array]:
         rows = case_rows(self.store, case_ids)

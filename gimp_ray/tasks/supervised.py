@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gimp_ray.config import GenesConfig
@@ -78,7 +79,7 @@ class Supervised(LabelledTask):
         self._check_options()
         notes = self.notes_on_target()
         if self._gene_settings.select_by != self.config.genes.select_by:
-            notes.append(f"genes are scored by variance: f_score needs classes, and {self.target.kind} are none")
+            notes.append("genes are scored by variance: f_score needs classes with several cases each")
         for note in notes:
             print(f"note: {note}", flush=True)
 
@@ -184,16 +185,18 @@ class Supervised(LabelledTask):
     def _gene_settings(self) -> GenesConfig:
         """`genes`, where a score by classes is the variance for a target without classes."""
         genes = self.config.genes
-        if "genes" in self.needs and genes.select_by == "f_score" and self.target.kind != "class":
+        if "genes" in self.needs and genes.select_by == "f_score" and self._classes is None:
             return genes.model_copy(update={"select_by": "variance"})
         return genes
 
     @property
     def _scored_by(self) -> CohortIndex:
         """The training cases with the classes that genes are scored by: those of the target where it has some."""
-        if self.target.kind != "class":
-            return self.index
-        return replace(self.index, labels=self.target.arrays(self.index.case_ids.tolist())["target"])
+        return self.index if self._classes is None else replace(self.index, labels=self._classes)
+
+    @cached_property
+    def _classes(self) -> NDArray[np.int64] | None:
+        return self.target.classes_of(self.index.case_ids.tolist())
 
     @property
     def _fragments(self) -> int | None:

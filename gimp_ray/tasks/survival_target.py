@@ -76,6 +76,9 @@ class SurvivalTarget:
             "target_known": self.followed[rows],
         }
 
+    def classes_of(self, case_ids: Sequence[str]) -> NDArray[np.int64] | None:
+        return None
+
     def truths(self, case_ids: Sequence[str]) -> dict[str, pa.Array]:
         rows = case_rows(self.store, case_ids)
         unknown = ~self.followed[rows]

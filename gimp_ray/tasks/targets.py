@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gimp_ray.cohort import CohortStore
@@ -50,6 +51,11 @@ class Target(Protocol):
     def arrays(self, case_ids: Sequence[str]) -> Arrays:
         """The truth of some cases as numpy arrays, rows as `case_ids`: `target`, and where the kind needs them
         `target_known`, `target_time`, `target_event`.
+        """
+
+    def classes_of(self, case_ids: Sequence[str]) -> NDArray[np.int64] | None:
+        """(n,) numbers of classes by which genes can be scored, of cases whose truth is known; None where there are
+        none, or too many for so few cases.
         """
 
     def truths(self, case_ids: Sequence[str]) -> dict[str, pa.Array]:

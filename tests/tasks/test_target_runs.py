@@ -44,6 +44,7 @@ def clinical(cohort_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for row in rows:
         place = number[row["case_id"]]
         row["TP53"] = str(int(row["label"] == "LUAD"))
+        row["SMOKER"] = str(int(place % 2 == 0))
         row["KRAS"] = "" if place % 4 == 0 else ("yes" if place % 3 else "no")
         row["grade"] = "" if place == 5 else f"G{1 + place % 2}"
         row["survival_months"] = "" if place in UNKNOWN else row["survival_months"]
@@ -221,6 +222,13 @@ def test_a_compared_method_scores_genes_by_the_classes_of_its_own_target(config:
         best = np.argsort(-np.nan_to_num(f_classif(values, truth)[0]), kind="stable")[:6]
     assert grade == set(best.tolist())
     assert grade != kept()[0], "the label's"
+    labelled, task = kept(target__kind="labels", target__columns=["TP53", "SMOKER"])
+    together = task.store.cases.to_pandas().set_index("case_id").loc[task.index.case_ids.tolist()]
+    groups = together["TP53"].astype(int) * 2 + together["SMOKER"].astype(int)
+    values = np.log2(task.store.read_genes(task.index.case_ids.tolist()).astype(np.float64) + 1)
+    with np.errstate(all="ignore"):
+        best = np.argsort(-np.nan_to_num(f_classif(values, groups.to_numpy())[0]), kind="stable")[:6]
+    assert labelled == set(best.tolist())
     followed, task = kept(target__kind="survival")
     values = np.log2(task.store.read_genes(task.index.case_ids.tolist()).astype(np.float64) + 1)
     assert followed == set(np.argsort(-values.var(axis=0), kind="stable")[:6].tolist())

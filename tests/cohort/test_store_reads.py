@@ -116,6 +116,24 @@ def test_genes_over_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
 
 
+@pytest.mark.parametrize(("room", "decoded"), [(10**6, 3), (2 * 4 * 5, 2 * 2 + 1), (0, 2 * 3)])
+def test_row_groups_of_genes_are_decoded_once_as_far_as_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, decoded: int
+) -> None:
+    monkeypatch.setattr("gimp_ray.cohort.tables._EXPRESSION_GROUP_BYTES", 2 * 4 * 5)
+    monkeypatch.setattr("gimp_ray.cohort.expression.KEPT_BYTES", room)
+    sources = make_sources(tmp_path)
+    store, read, groups = sources.store(), pq.ParquetFile.read_row_group, []
+    monkeypatch.setattr(
+        pq.ParquetFile, "read_row_group", lambda self, group, **how: (groups.append(group), read(self, group, **how))[1]
+    )
+    asked = ["B1", "A0", "B2", "A2", "A1", "B0"]
+    truth = np.stack([sources.expression[case] for case in asked]).astype("f4")
+    for _ in range(2):
+        np.testing.assert_array_equal(store.read_genes(asked), truth)
+    assert len(groups) == decoded
+
+
 def test_tables_are_sorted_and_say_what_is_there(store: CohortStore, cohort: Sources) -> None:
     assert store.cases["case_id"].to_pylist() == ["A0", "A1", "A2", "B0", "B1", "B2"]
     assert store.cases["label"].to_pylist() == ["LUAD"] * 3 + ["LUSC"] * 3

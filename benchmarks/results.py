@@ -41,6 +41,7 @@ def section_of(folder: Path, name: str, images: Path, about: str = "") -> str:
         images.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / file, images / f"{name}-{file}")
         page = page.replace(f"]({file})", f"](images/{name}-{file})")
+    page = re.sub(r"^Made by `.*$", "", page, flags=re.MULTILINE)  # names folders; the commands stand in the docs
     title, _, rest = page.partition("\n")
     about_machine = machine()
     made = (

@@ -162,6 +162,10 @@ class MethodConfig(Section):
 
     name: str = Field("gimp", description="gimp, or a compared method of docs/methods.md")
     options: dict[str, Any] = Field({}, description="arguments of its network and its loss, by name")
+    init: str | None = Field(
+        None,
+        description="a trained model (.safetensors) of the same method, on patches alone, whose weights it starts from",
+    )
     batch_size: int | None = Field(None, ge=1, description="cases in a worker's mini-batch; unset: as its recipe says")
     train: StageTrainConfig = StageTrainConfig()
 

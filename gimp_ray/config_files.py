@@ -75,9 +75,9 @@ def with_absolute_paths(config: Config) -> Config:
     )
     init = config.finetune.init
     finetune = config.finetune.model_copy(update={"init": init if init in ("pretrain", "scratch") else absolute(init)})
-    return config.model_copy(
-        update={"store": absolute(config.store), "run": absolute(config.run), "genes": genes, "finetune": finetune}
-    )
+    method = config.method.model_copy(update={"init": absolute(config.method.init)})
+    places = {"store": absolute(config.store), "run": absolute(config.run)}
+    return config.model_copy(update=places | {"genes": genes, "finetune": finetune, "method": method})
 
 
 def build_config(tree: dict[str, Any], file: str | Path | None = None) -> Config:

@@ -24,8 +24,11 @@ from gimp_ray.feed.plan import Batching, CohortIndex, Row
 from gimp_ray.feed.windows import Arrays, read_bags
 from gimp_ray.models import GeneInput
 from gimp_ray.recipes import RECIPES
+from gimp_ray.run_mirror import local_file
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_values import GeneValues, fit_gene_values, num_values, set_layout
 from gimp_ray.tasks.labelled import LabelledTask
+from gimp_ray.tasks.method_start import CAN_START, made_for_outputs, refuse_other_method, start_from
 from gimp_ray.tasks.methods import METHODS, Phase, Sizes, answer
 from gimp_ray.tasks.planned import shared_out
 from gimp_ray.tasks.targets import batch_arrays
@@ -76,6 +79,7 @@ class Supervised(LabelledTask):
                 found="nothing",
                 fix="give gene families or the Hallmark sets of MSigDB with --genes.sets FILE",
             )
+        self._check_start()
         self._check_options()
         notes = self.notes_on_target()
         if self._gene_settings.select_by != self.config.genes.select_by:
@@ -102,7 +106,12 @@ class Supervised(LabelledTask):
             self.genes = fit_gene_values(self.store, self._scored_by, self._gene_settings, self._fragments)
             self.gene_input = self.genes.input.to(device)
         torch.manual_seed(self.seed)
-        network = self.method.build(self._sizes, self.options).to(device)
+        network = self.method.build(self._sizes, self.options)
+        if self.config.method.init is not None:
+            file = local_file(self.config.method.init)
+            fresh = made_for_outputs(self.method, self._sizes, self.options)
+            start_from(network, file, read_card(file), self.target.card(), fresh)
+        network = network.to(device)
         network.requires_grad_(True)  # the optimiser gets all of a network whose parts are trained in turn
         if "patches" in self.needs:
             self.keep_bags(device, self.index, *([] if self.validation is None else [self.validation]))
@@ -150,6 +159,7 @@ class Supervised(LabelledTask):
         card = {
             "method": self.config.method.name,
             "options": self.options,
+            "init": self.config.method.init,
             "target": self.target.card(),
             "patch_dim": self._sizes.patch_dim,
             "genes": None if self.genes is None else self.genes.card,
@@ -211,6 +221,25 @@ class Supervised(LabelledTask):
             len(self.target.outputs),
             None if layout is None else layout.places,
         )
+
+    def _check_start(self) -> None:
+        """Refuse a model to start from that is another method's, or that saw cases which this run validates or tests
+        on.
+        """
+        name, init = self.config.method.name, self.config.method.init
+        if init is None:
+            return
+        if name not in CAN_START:
+            raise ConfigError(
+                f"method '{name}' cannot start from trained weights: they belong to the genes they were trained on",
+                expected=f"method.init with method.name: {', '.join(CAN_START)}",
+                found=init,
+                fix="unset method.init",
+            )
+        file = local_file(init)
+        card = read_card(file)
+        refuse_other_method(name, file, card)
+        self.refuse_leak(card, init)
 
     def _check_options(self) -> None:
         """Build the network once where options were given, to refuse impossible values before workers start."""

@@ -1,0 +1,116 @@
+"""A compared method that starts from another run's weights (`method.init`): what is kept, what is fresh, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gimp_ray.config import Config
+from gimp_ray.engine.loop import Saving, train
+from gimp_ray.engine.protocol import World
+from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.feed.batches import direct_batches
+from gimp_ray.run_folder import RunFolder, read_json, write_json
+from gimp_ray.tasks.method_start import CAN_START, made_for_outputs
+from gimp_ray.tasks.methods import METHODS, Sizes
+from gimp_ray.tasks.supervised import Supervised
+from gimp_ray.weights import load_weights, part
+from tests.conftest import changed
+
+CPU = torch.device("cpu")
+BAG = {"dim": 16, "attention_dim": 8}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "abmil": BAG,
+    "dsmil": {"query_dim": 8},
+    "clam_sb": BAG | {"instances": 4},
+    "clam_mb": BAG | {"instances": 4},
+    "transmil": {"dim": 16, "heads": 2, "dim_head": 8, "num_landmarks": 8, "residual_kernel": 5},
+    "mean_pool": {"hidden": [16]},
+}
+
+
+def config_of(tiny: Config, name: str = "abmil", **more: Any) -> Config:
+    return changed(tiny, method__name=name, method__options=OPTIONS[name], **more)
+
+
+def task_of(config: Config) -> Supervised:
+    return Supervised(config.model_dump(), str(config.run))
+
+
+@pytest.fixture
+def trained(tiny: Config, tmp_path: Path) -> Path:
+    """ABMIL's weights after an epoch of survival."""
+    more = {"target__kind": "survival", "method__train": {"epochs": 1, "lr": 1e-2}, "run": str(tmp_path / "first")}
+    config = config_of(tiny, **more)
+    run, task = RunFolder(str(config.run)), task_of(config)
+    train(task, World(), run, Saving(), lambda start: direct_batches(task, start, 0, 1, 1))
+    return run.model_file("finetune")
+
+
+@pytest.mark.parametrize("name", CAN_START)
+def test_what_is_made_for_the_outputs_is_the_last_layer_and_what_belongs_to_a_class(name: str) -> None:
+    found = made_for_outputs(METHODS[name], Sizes(24, 0, 3), OPTIONS[name])
+    own = {
+        "abmil": {"classify.weight", "classify.bias"},
+        "dsmil": {"instances.weight", "instances.bias", "classify.weight", "classify.bias"},
+        "clam_sb": {"classify.weight", "classify.bias", "instance_classifiers.3.weight", "instance_classifiers.3.bias"},
+        "transmil": {"classify.weight", "classify.bias"},
+    }
+    names = set(METHODS[name].build(Sizes(24, 0, 3), OPTIONS[name]).state_dict())
+    assert found and names - found, "something is made for the outputs, and something is not"
+    if name in own:
+        assert found == own[name]
+
+
+def test_all_but_the_outputs_is_kept_for_another_target(tiny: Config, trained: Path) -> None:
+    weights = part(load_weights(trained), "net")
+    task = task_of(config_of(tiny, method__init=str(trained)))
+    task.preflight()
+    started, fresh = task.build(CPU).state_dict(), task_of(config_of(tiny)).build(CPU).state_dict()
+    for name, value in started.items():
+        made = fresh if name.startswith("classify") else weights
+        assert torch.equal(value, made[name]), name
+    kept = next(name for name in started if not name.startswith("classify"))
+    assert not torch.equal(weights[kept], fresh[kept])
+
+
+def test_the_outputs_are_kept_for_the_same_target_and_not_for_another_of_as_many(tiny: Config, trained: Path) -> None:
+    weights = part(load_weights(trained), "net")
+    same = task_of(config_of(tiny, method__init=str(trained), target__kind="survival")).build(CPU).state_dict()
+    assert torch.equal(same["classify.weight"], weights["classify.weight"])
+    card = read_json(trained.with_suffix(".json"))
+    write_json(trained.with_suffix(".json"), card | {"target": card["target"] | {"bins": [1.0, 2.0, 3.0, 4.0, 5.0]}})
+    other = task_of(config_of(tiny, method__init=str(trained), target__kind="survival")).build(CPU).state_dict()
+    assert other["classify.weight"].shape == weights["classify.weight"].shape
+    assert not torch.equal(other["classify.weight"], weights["classify.weight"])
+
+
+def test_it_trains_on_from_there_and_its_card_says_so(tiny: Config, trained: Path) -> None:
+    config = config_of(tiny, method__init=str(trained), method__train={"epochs": 1})
+    run, task = RunFolder(str(config.run)), task_of(config)
+    train(task, World(), run, Saving(), lambda start: direct_batches(task, start, 0, 1, 1))
+    card = read_json(run.model_file("finetune").with_suffix(".json"))
+    assert card["init"] == str(trained) and card["target"]["kind"] == "class"
+
+
+def test_another_network_is_refused_by_the_name_of_what_does_not_fit(tiny: Config, trained: Path) -> None:
+    wide = changed(config_of(tiny, method__init=str(trained)), method__options=BAG | {"dim": 32})
+    with pytest.raises(InputError, match=r"another network(.|\n)*of shape \(.*32") as refused:
+        task_of(wide).build(CPU)
+    assert "method.options" in str(refused.value)
+
+
+def test_another_method_and_methods_with_genes_are_refused(tiny: Config, trained: Path) -> None:
+    with pytest.raises(InputError, match=r"another method(.|\n)*a model of 'abmil'"):
+        task_of(config_of(tiny, "transmil", method__init=str(trained))).preflight()
+    with pytest.raises(ConfigError, match=r"'snn' cannot start(.|\n)*abmil"):
+        task_of(changed(tiny, method__name="snn", method__init=str(trained))).preflight()
+
+
+def test_a_model_that_saw_held_out_patients_is_refused(tiny: Config, trained: Path) -> None:
+    other_fold = config_of(tiny, method__init=str(trained), split__fold=1)
+    with pytest.raises(InputError, match="trained on patients that this run validates or tests on"):
+        task_of(other_fold).preflight()

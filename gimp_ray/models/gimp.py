@@ -90,19 +90,18 @@ class GiMP(KeepsFrozen):
             genes: (B, G) expression as stored.
             cls_ge: (B, D_ge) computed before, in place of `genes`.
             valid: (B, L) bool, True = real patch.
-            masked: (B, M) int64 masked positions.
+            masked: (B, M) int64 masked positions, distinct in each sample.
 
         Raises:
             ValueError: a gene encoder without genes, genes without an encoder, or genes and `cls_ge` together.
         """
         cls_ge_BD = _gene_side(self.gene_encoder, genes, cls_ge)
-        mask_token = None if masked is None else self.mask_token
-        cls_img_BD, tokens_BLD = self.aggregator(patches_BLE, valid, masked, mask_token, tokens=masked is not None)
         reconstruction_BME = None
-        if masked is not None:
-            assert tokens_BLD is not None
-            index_BMD = masked[..., None].expand(-1, -1, tokens_BLD.shape[-1])
-            reconstruction_BME = self.decoder(tokens_BLD.gather(1, index_BMD))
+        if masked is None:
+            cls_img_BD, _ = self.aggregator(patches_BLE, valid, tokens=False)
+        else:
+            cls_img_BD, tokens_BMD = self.aggregator.masked_tokens(patches_BLE, masked, self.mask_token, valid)
+            reconstruction_BME = self.decoder(tokens_BMD)
         return GiMPOutput(cls_img_BD, cls_ge_BD, _join(cls_img_BD, cls_ge_BD), reconstruction_BME)
 
 

@@ -69,15 +69,13 @@ def segment_means(x_BND: Tensor, num_landmarks: int) -> Tensor:
     Returns:
         (B, M', D) with M' <= num_landmarks: only landmarks that have tokens (M' = N when N <= num_landmarks).
     """
-    B, N, D = x_BND.shape
+    N = x_BND.shape[1]
     length = -(-N // num_landmarks)
-    missing = length * num_landmarks - N
-    lead = missing % length  # the rest of `missing` is whole segments without tokens: not made at all
-    x_BMSD = F.pad(x_BND, (0, 0, lead, 0)).view(B, -1, length, D)
-    sums_BMD = x_BMSD.sum(dim=2)
-    counts_M = torch.full((sums_BMD.shape[1],), length, device=x_BND.device, dtype=sums_BMD.dtype)
-    counts_M[0] -= lead
-    return sums_BMD / counts_M[:, None]
+    # what lacks for whole segments is whole segments, which are not made at all, and the rest, of the first one
+    first = N % length or length
+    first_B1D = x_BND[:, :first].mean(dim=1, keepdim=True)
+    others_BMD = x_BND[:, first:].unflatten(1, ((N - first) // length, length)).mean(dim=2)
+    return torch.cat([first_B1D, others_BMD], dim=1)
 
 
 def masked_segment_means(x_BND: Tensor, mask_BN: Tensor, num_landmarks: int) -> tuple[Tensor, Tensor]:
@@ -106,6 +104,17 @@ def masked_segment_means(x_BND: Tensor, mask_BN: Tensor, num_landmarks: int) -> 
     sums_BMD = x_BMSD.masked_fill(~real_BMS[..., None], 0.0).sum(dim=2)
     counts_BM = real_BMS.sum(dim=2)
     return sums_BMD / counts_BM.clamp_min(1)[..., None], counts_BM > 0
+
+
+def take_rows(x_BnF: Tensor, rows: Tensor) -> Tensor:
+    """(B, R, F): rows of a tensor by their places (B * R,) in it flattened over the batch, R of every sample."""
+    B, _, width = x_BnF.shape
+    return x_BnF.reshape(-1, width).index_select(0, rows).view(B, -1, width)
+
+
+def joined(x_BHnK: Tensor) -> Tensor:
+    """(B, H, n, K) -> (B, n, H * K)."""
+    return x_BHnK.transpose(1, 2).flatten(2)
 
 
 class NystromAttention(nn.Module):
@@ -156,16 +165,21 @@ class NystromAttention(nn.Module):
             kernel, padding = (residual_kernel, 1), (residual_kernel // 2, 0)
             self.res_conv = nn.Conv2d(heads, heads, kernel, padding=padding, groups=heads, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, first: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, first: int | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Attend.
 
         Args:
             x: (B, N, D), N >= 1.
             mask: (B, N) bool, True = real token; None = all are real (faster). What stands at the others is never read.
             first: compute the output of the first tokens only; None = of all.
+            rows: (B * R,) int64, without `mask` and `first`: compute the output of R tokens of each sample only, by
+                their places in x flattened over the batch.
 
         Returns:
-            (B, N, D), or (B, first, D); zeros where `mask` is False. A sample without any real token gives zeros.
+            (B, N, D), or (B, first, D), or (B, R, D); zeros where `mask` is False. A sample without any real token
+            gives zeros.
 
         Raises:
             ValueError: no tokens, or a mask of another shape or type.
@@ -178,11 +192,12 @@ class NystromAttention(nn.Module):
                 raise ValueError(f"mask must be ({B}, {N}) bool: found {tuple(mask.shape)} {mask.dtype}")
             # There is no bias before q, k and v: zero tokens have zero queries, keys and values.
             x = x.masked_fill(~mask[..., None], 0.0)
-        if first is None:
+        if first is None and rows is None:
             q_BHNK, k_BHNK, v_BHNK = self.heads_of(self.to_qkv(x), parts=3)
         else:
             inner = self.heads * self.dim_head
-            (q_BHNK,) = self.heads_of(F.linear(x[:, :first], self.to_qkv.weight[:inner]), parts=1)
+            asking = x[:, :first] if rows is None else take_rows(x, rows)
+            (q_BHNK,) = self.heads_of(F.linear(asking, self.to_qkv.weight[:inner]), parts=1)
             k_BHNK, v_BHNK = self.heads_of(F.linear(x, self.to_qkv.weight[inner:]), parts=2)
         landmark_BM = None
         if mask is None:
@@ -204,8 +219,13 @@ class NystromAttention(nn.Module):
         if self.res_conv is not None:
             # the convolution of the first tokens sees half a kernel beyond them
             seen = N if first is None else first + self.res_conv.kernel_size[0] // 2
-            out_BHNK = out_BHNK + self.res_conv(v_BHNK[:, :, :seen])[:, :, : out_BHNK.shape[2]]
-        out_BND = self.to_out(out_BHNK.transpose(1, 2).flatten(2))
+            near_BHNK = self.res_conv(v_BHNK[:, :, :seen])[:, :, :first]
+            if rows is not None:
+                near_BHNK = (
+                    take_rows(joined(near_BHNK), rows).unflatten(-1, (self.heads, self.dim_head)).transpose(1, 2)
+                )
+            out_BHNK = (out_BHNK.transpose(1, 2) + near_BHNK.transpose(1, 2)).transpose(1, 2)
+        out_BND = self.to_out(joined(out_BHNK))
         return out_BND if mask is None else out_BND.masked_fill(~mask[:, : out_BND.shape[1], None], 0.0)
 
     def heads_of(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:

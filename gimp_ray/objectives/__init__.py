@@ -7,7 +7,7 @@ from gimp_ray.objectives.clam import CLAMLoss, clam_instance_loss, clam_loss
 from gimp_ray.objectives.dsmil import dsmil_loss
 from gimp_ray.objectives.gather import gather_workers
 from gimp_ray.objectives.infonce import InfoNCEResult, gather_rows, infonce
-from gimp_ray.objectives.masked_patch import masked_patch_loss
+from gimp_ray.objectives.masked_patch import masked_patch_loss, patches_at
 from gimp_ray.objectives.mgca import MGCALoss, mgca_loss
 from gimp_ray.objectives.mixup import mixup
 from gimp_ray.objectives.refers import REFERSLoss, refers_loss
@@ -35,6 +35,7 @@ __all__ = [
     "masked_patch_loss",
     "mgca_loss",
     "mixup",
+    "patches_at",
     "refers_loss",
     "time_bin",
     "triplet_loss",

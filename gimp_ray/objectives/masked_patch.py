@@ -6,7 +6,16 @@ Shape suffixes: B batch, M masked patches, E patch embedding width.
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def patches_at(patches_BLE: Tensor, positions_BM: Tensor) -> Tensor:
+    """(B, M, E): the patches at some positions (B, M) int64 of each window, in the type they are stored in."""
+    B, L, E = patches_BLE.shape
+    window_B1 = torch.arange(B, device=patches_BLE.device)[:, None]
+    rows = (positions_BM + window_B1 * L).reshape(-1)
+    return patches_BLE.reshape(-1, E).index_select(0, rows).view(B, -1, E)
 
 
 def masked_patch_loss(prediction_BME: Tensor, target_BME: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
@@ -30,9 +39,9 @@ def masked_patch_loss(prediction_BME: Tensor, target_BME: Tensor, reduction: Lit
     if target_BME.numel() == 0:
         raise ValueError("no masked patches: the loss of nothing is not defined")
     dtype = torch.promote_types(prediction_BME.dtype, torch.float32)
-    error_BME = (prediction_BME.to(dtype) - target_BME.to(dtype)).abs()
+    prediction_BME, target_BME = prediction_BME.to(dtype), target_BME.to(dtype)
     if reduction == "mean":
-        return error_BME.mean()
+        return F.l1_loss(prediction_BME, target_BME)
     if reduction == "sum":
-        return error_BME.sum() / error_BME.shape[0]
+        return F.l1_loss(prediction_BME, target_BME, reduction="sum") / prediction_BME.shape[0]
     raise ValueError(f"reduction must be 'mean' or 'sum': found {reduction!r}")

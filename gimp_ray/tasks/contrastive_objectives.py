@@ -22,7 +22,7 @@ from gimp_ray.errors import ConfigError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays, read_masks
 from gimp_ray.models import MGCA, REFERS, TANGLE, BioViL, GeneEncoder, GroupTargets, PatchAggregator
-from gimp_ray.objectives import biovil_loss, gather_rows, infonce, mgca_loss, refers_loss
+from gimp_ray.objectives import biovil_loss, gather_rows, infonce, mgca_loss, patches_at, refers_loss
 from gimp_ray.tasks.gene_side import dividing_heads
 
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -216,7 +216,7 @@ def _biovil(options: BioViLOptions, model: nn.Module, batch: Tensors) -> Loss:
     out = model(patches_BLE, batch["genes"], batch["masked_groups"], half_BR=batch.get("half"), masked=masked_BM)
     target_BME = None
     if masked_BM is not None:
-        target_BME = patches_BLE.gather(1, masked_BM[..., None].expand(-1, -1, patches_BLE.shape[-1]))
+        target_BME = patches_at(patches_BLE, masked_BM)
     result = biovil_loss(
         out.first,
         out.second,

@@ -22,7 +22,7 @@ from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
 from gimp_ray.feed.windows import Arrays, read_masks, read_windows
 from gimp_ray.models import GiMP, freeze
-from gimp_ray.objectives import TripletResult, gather_workers, masked_patch_loss, triplet_loss
+from gimp_ray.objectives import TripletResult, gather_workers, masked_patch_loss, patches_at, triplet_loss
 from gimp_ray.run_mirror import local_file
 from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.gene_side import GeneSide, encode_cases, trained_gene_side
@@ -105,7 +105,7 @@ class GimpPretraining(PlannedTask):
         masked_BM = batch["masked"]
         cls_ge_BD = None if self.cls_ge is None else self.cls_ge[batch["case"]]
         out = model(patches_BLE, cls_ge=cls_ge_BD, masked=masked_BM)
-        target_BME = patches_BLE.gather(1, masked_BM[..., None].expand(-1, -1, patches_BLE.shape[-1]))
+        target_BME = patches_at(patches_BLE, masked_BM)
         mask = self.config.mask
         reconstruction = masked_patch_loss(out.reconstruction, target_BME, mask.reduction)
         mined = self._triplets(out.cls_pat, batch)

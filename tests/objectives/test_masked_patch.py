@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gimp_ray.objectives import masked_patch_loss
+from gimp_ray.objectives import masked_patch_loss, patches_at
 
 PREDICTION = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]])
 TARGET = torch.tensor([[[0.0, 4.0], [3.0, 8.0]], [[0.0, 0.0], [0.0, 0.0]]])
@@ -43,3 +43,10 @@ def test_bad_input_is_refused():
         masked_patch_loss(PREDICTION[:, :0], TARGET[:, :0])
     with pytest.raises(ValueError, match="reduction"):
         masked_patch_loss(PREDICTION, TARGET, "max")  # type: ignore[arg-type]
+
+
+def test_the_patches_at_some_positions_of_each_window():
+    patches = torch.arange(24, dtype=torch.float16).view(2, 4, 3)
+    found = patches_at(patches, torch.tensor([[3, 0], [1, 2]]))
+    assert found.dtype == torch.float16
+    assert torch.equal(found, torch.stack([patches[0, [3, 0]], patches[1, [1, 2]]]))

@@ -1,6 +1,6 @@
-"""A table of runs as a section of docs/results.md: `python -m benchmarks.results TABLE --section NAME [--about TEXT]`.
+"""A table or a sweep as a section of docs/results.md: `python -m benchmarks.results FOLDER --section N`.
 
-TABLE is the folder that `gimp table` wrote. Its page goes in as it is, one level lower, with its figures copied to
+FOLDER is what `gimp table` or `gimp sweep` wrote. Its page goes in as it is, one level lower, with its figures copied to
 docs/images. Nothing is measured here; docs/results.md names the commands that make the stores and the tables.
 """
 
@@ -25,22 +25,24 @@ LEFT_OUT = ("table.png",)
 
 
 def section_of(folder: Path, name: str, images: Path, about: str = "") -> str:
-    """The page of a table for docs/results.md, and its figures beside it.
+    """The page of a table or a sweep for docs/results.md, and its figures beside it.
 
     Args:
-        folder: written by `gimp table`.
+        folder: written by `gimp table` or `gimp sweep`.
         name: of the section; figures are named after it.
         images: folder for figures, in docs.
         about: a paragraph put under the title.
     """
-    page = re.sub(r"^#", "##", (folder / "table.md").read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
+    written = folder / "table.md" if (folder / "table.md").exists() else folder / "sweep.md"
+    page = re.sub(r"^#", "##", written.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
     for file in re.findall(r"!\[[^]]*\]\(([^)]+)\)", page):
         if file in LEFT_OUT:
             page = re.sub(rf"!\[[^]]*\]\({re.escape(file)}\)\n+\*[^\n]*\*\n*", "", page)
             continue
         images.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / file, images / f"{name}-{file}")
-        page = page.replace(f"]({file})", f"](images/{name}-{file})")
+        image = f"{name}-{Path(file).name}"
+        shutil.copyfile(folder / file, images / image)
+        page = page.replace(f"]({file})", f"](images/{image})")
     page = re.sub(r"^Made by `.*$", "", page, flags=re.MULTILINE)  # names folders; the commands stand in the docs
     title, _, rest = page.partition("\n")
     about_machine = machine()
@@ -52,13 +54,13 @@ def section_of(folder: Path, name: str, images: Path, about: str = "") -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Put one table into docs/results.md."""
+    """Put one into docs/results.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", type=Path, help="folder of the table")
+    parser.add_argument("folder", type=Path, help="of the table or the sweep")
     parser.add_argument("--section", required=True, help="name of the section")
     parser.add_argument("--about", default="", help="a paragraph under the title")
     options = parser.parse_args(arguments)
-    text = section_of(options.table, options.section, DOCS / "images", options.about)
+    text = section_of(options.folder, options.section, DOCS / "images", options.about)
     replace_section(DOCS / "results.md", options.section, text)
     return 0
 

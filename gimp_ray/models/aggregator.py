@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,6 +19,7 @@ from gimp_ray.models.masked_windows import first_layer, last_layer, places_of
 from gimp_ray.models.nystrom import NystromAttention, take_rows
 
 LONG_BAG = 16_384
+SMALL_BATCH = 4_096  # patches of the longest bag, from which on bags of a batch keep a GPU busy one by one
 LONG_WINDOWS = 4  # times `long_bag`: a masked window holds less, and in pieces it would lose what it saves
 PIECE = 2_048
 
@@ -75,7 +77,7 @@ class PatchAggregator(nn.Module):
         mask_token: Tensor | None = None,
         tokens: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """Aggregate.
+        """Aggregate. Bags of uneven length are taken one by one, without their padding, where that is less work.
 
         Args:
             x_BLE: (B, L, E), any float type; half-precision storage is cast to the weights' type, or left to autocast.
@@ -93,6 +95,9 @@ class PatchAggregator(nn.Module):
         self._check_width(x_BLE)
         if masked is not None and mask_token is None:
             raise ValueError("masked positions were given without a mask_token")
+        lengths = None if valid is None or masked is not None else _lengths_alone(x_BLE, valid)
+        if lengths is not None:
+            return self._one_by_one(x_BLE, lengths, tokens)
         long = x_BLE.shape[1] >= self.long_bag
         if long:
             if valid is not None and bool(valid.all()):
@@ -148,6 +153,14 @@ class PatchAggregator(nn.Module):
                 x_BND = x_BND + self._again(_attended, norm, attention, x_BND, None, None)
         return self._ends(take_rows(x_BND, places.rows))
 
+    def _one_by_one(self, x_BLE: Tensor, lengths: list[int], tokens: bool) -> tuple[Tensor, Tensor | None]:
+        """`forward` of bags that are padded at their ends, each without its padding; zeros for tokens there."""
+        found = [self(x_BLE[i : i + 1, :length], tokens=tokens) for i, length in enumerate(lengths)]
+        cls_BD = torch.cat([cls_1D for cls_1D, _ in found])
+        if not tokens:
+            return cls_BD, None
+        return cls_BD, torch.cat([F.pad(x_1ND, (0, 0, 0, x_BLE.shape[1] - x_1ND.shape[1])) for _, x_1ND in found])
+
     def _ends(self, x_BRD: Tensor) -> tuple[Tensor, Tensor]:
         return self.cls_norm(x_BRD[:, 0]), x_BRD[:, 1:]
 
@@ -172,6 +185,20 @@ class PatchAggregator(nn.Module):
         # the state of the random numbers is kept and put back for the second pass (preserve_rng_state)
         out: Tensor = checkpoint(layer, *arguments, use_reentrant=False)
         return out
+
+
+def _lengths_alone(x_BLE: Tensor, valid: Tensor) -> list[int] | None:
+    """Real patches of each bag, where bags are to be taken one by one: padded at their ends alone, none of them empty,
+    and long enough to keep a GPU busy.
+    """
+    if x_BLE.device.type != "cpu" and x_BLE.shape[1] < SMALL_BATCH:
+        return None
+    lengths_B = valid.sum(dim=1)
+    at_ends = valid == (torch.arange(valid.shape[1], device=valid.device) < lengths_B[:, None])
+    if not bool(at_ends.all() & (lengths_B > 0).all()):
+        return None
+    lengths: list[int] = lengths_B.tolist()
+    return lengths
 
 
 def _attended(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gimp_ray.models import PatchAggregator
+from gimp_ray.models import PatchAggregator, aggregator
 
 
 def make(in_dim: int = 12, **changes) -> PatchAggregator:
@@ -82,3 +82,39 @@ def test_bad_input_is_refused():
         make()(torch.randn(1, 4, 13))
     with pytest.raises(ValueError, match="mask_token"):
         make()(torch.randn(1, 4, 12), masked=torch.tensor([[1]]))
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("lengths", [[13, 1, 6], [20, 20, 19]])
+def test_bags_one_by_one_are_what_they_are_in_a_padded_batch(tokens, lengths, monkeypatch):
+    model, seen = make(long_bag=18, piece=4).double(), []
+    x = torch.randn(3, 20, 12, dtype=torch.float64)
+    valid = torch.arange(20) < torch.tensor(lengths)[:, None]
+
+    def run():
+        model.zero_grad()
+        cls, found = model(x, valid, tokens=tokens)
+        loss = cls.square().sum() + (0 if found is None else (found**3 * valid[..., None]).sum())
+        loss.backward()
+        real = [] if found is None else [found.masked_fill(~valid[..., None], 0.0)]
+        return [cls, *real, *(p.grad.clone() for p in model.parameters())]
+
+    forward = PatchAggregator.forward
+    monkeypatch.setattr(PatchAggregator, "forward", lambda *a, **k: seen.append(a[1].shape) or forward(*a, **k))
+    alone = run()
+    assert [shape[1] for shape in seen] == [20, *lengths]
+    monkeypatch.setattr(aggregator, "_lengths_alone", lambda *_: None)
+    for one, other in zip(alone, run(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)
+
+
+def test_gaps_and_empty_bags_stay_in_the_batch():
+    model, x = make(), torch.randn(2, 9, 12)
+    gap = torch.ones(2, 9, dtype=torch.bool)
+    gap[0, 4] = False
+    empty = torch.ones(2, 9, dtype=torch.bool)
+    empty[1] = False
+    assert aggregator._lengths_alone(x, gap) is None and aggregator._lengths_alone(x, empty) is None
+    assert torch.isfinite(model(x, empty)[0]).all() and torch.isfinite(model(x, gap)[0]).all()
+    ends = torch.arange(9) < torch.tensor([[9], [2]])
+    assert aggregator._lengths_alone(x, ends) == [9, 2]

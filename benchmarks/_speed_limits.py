@@ -1,0 +1,63 @@
+"""How far a pre-training step is from what the machine can do, and where its time goes.
+
+The limit is the number of floating-point operations that the step needs over the rate at which the machine multiplies
+large matrices, measured in the same run. Left out: reading, whose limit is in `python -m benchmarks.store`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from _speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping
+from _store_timing import alternate, spread
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+Found = dict[str, Any]
+
+
+def limits(length: int, size: int, sizes: Sizes, rounds: int, where: Where) -> Found:
+    """Operations of a step, its seconds, the machine's matmul rate, and the share of it that the step reaches."""
+    ours, _ = pretraining(sizes, where)
+    batch = make_batch(size, length, sizes, where, "stored")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others it does not count on a CPU
+        our_loss(ours, batch).backward()  # type: ignore[no-untyped-call]
+    ours.zero_grad(set_to_none=True)
+    operations = counter.get_total_flops()
+    n = 8192 if where.device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=where.device, dtype=torch.bfloat16 if where.bf16 else torch.float32)
+
+    def multiply(_: int) -> None:
+        for _ in range(4):
+            a @ a
+        where.wait()
+
+    seconds = alternate({"step": stepping(ours, lambda: our_loss(ours, batch), where), "matmul": multiply}, rounds)
+    rates = [4 * 2 * n**3 / value for value in seconds["matmul"]]
+    reached = [operations / value / rate for value, rate in zip(seconds["step"], rates, strict=True)]
+    return {
+        "gflop": operations / 1e9,
+        "seconds": spread(seconds["step"]),
+        "matmul_gflops": spread(rates, 1e-9),
+        "share": spread(reached),
+    }
+
+
+def profiled(length: int, size: int, sizes: Sizes, where: Where, direct: bool, rows: int = 10) -> list[Found]:
+    """Operators of a step by their own time, the longest first: share, milliseconds, calls."""
+    ours, _ = pretraining(sizes, where)
+    batch = make_batch(size, length, sizes, where, "stored")
+    step = stepping(ours, lambda: our_loss(ours, batch, direct), where)
+    step(0)
+    on_gpu = where.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        step(0)
+    events = [
+        (event.key, event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
+        for event in seen.key_averages()
+    ]
+    total = sum(time for _, time, _ in events)
+    events.sort(key=lambda event: -event[1])
+    return [{"operator": key, "share": time / total, "ms": time / 1e3, "calls": n} for key, time, n in events[:rows]]

@@ -1,0 +1,266 @@
+"""Memory of a step, whole epochs with reading, and phases of a step: every contestant in a process of its own.
+
+    python benchmarks/_speed_processes.py '{"what": "epoch", "who": "gimp_ray", ...}'
+
+prints what one contestant found. Left out: who takes turns with whom (`__main__`), and kernels (`_speed_parts`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from _engine_steps import NOTHING_KEPT
+
+ROOT = Path(__file__).resolve().parents[1]
+Found = dict[str, Any]
+PHASES = ("read", "collate", "to device", "forward", "backward", "optimiser", "checkpoint")
+
+
+def run_alone(**task: Any) -> Found:
+    """One contestant's measurement in a new process; memory is of an allocator that keeps nothing given back."""
+    done = subprocess.run(
+        [sys.executable, __file__, json.dumps(task)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=os.environ | (NOTHING_KEPT if task["what"] == "memory" else {}),
+    )
+    found: Found = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def memory(who: str, device: str, bf16: bool, length: int, size: int, sizes: Found) -> Found:
+    """MB at the peak of a pre-training step over model and optimiser, the batch as the trainer has it included."""
+    import torch
+    from _speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
+    from _whole_bag import STATUS, resident
+
+    where, of = Where(torch.device(device), bf16), Sizes(**sizes)
+    ours, theirs = pretraining(of, where)
+    mine = who == "gimp_ray"
+
+    def step_on(batch: Any) -> Any:
+        if mine:
+            return stepping(ours, lambda: our_loss(ours, batch), where)
+        return stepping(theirs, lambda: their_loss(theirs, batch), where)
+
+    step_on(make_batch(size, 64, of, where))(0)  # libraries start their threads and take their workspaces
+    whole = make_batch(size, length, of, where, "stored" if mine else "loaded")
+    own = whole.stored.nbytes + whole.loaded.nbytes
+    if where.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step_on(whole)(0)
+        return {"mb": (torch.cuda.max_memory_allocated() - before + own) / 1e6}
+    (STATUS.parent / "clear_refs").write_text("5")
+    before = resident("VmRSS")
+    step_on(whole)(0)
+    return {"mb": (resident("VmHWM") - before + own) / 1e6}
+
+
+def epoch(who: str, config: Found, bags: str, loader: int, switch: str) -> Found:
+    """Seconds of an epoch, the first batch's reading included, and how many steps it had.
+
+    Args:
+        who: `gimp_ray` or `reference`.
+        config: of the run; the reference takes its sizes, batch and window.
+        bags: folder of the reference's `.pt` files.
+        loader: processes of the reference's DataLoader.
+        switch: `all`; `skip-train-step`, reading alone; `in-memory`, one batch again and again.
+    """
+    seconds, steps = _our_epoch(config, switch) if who == "gimp_ray" else _their_epoch(config, bags, loader, switch)
+    return {"seconds": seconds, "steps": steps}
+
+
+def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
+    from gimp_ray.config_files import build_config
+    from gimp_ray.engine import loop
+    from gimp_ray.engine.protocol import World
+    from gimp_ray.feed.batches import direct_batches
+    from gimp_ray.run_folder import RunFolder, read_lines
+    from gimp_ray.tasks import GimpPretraining
+
+    config = build_config(tree)
+    task: Any = GimpPretraining(tree, str(config.run))
+    if switch == "skip-train-step":
+        task.preflight()
+        started = time.perf_counter()
+        steps = sum(1 for _ in direct_batches(task, 0, 0, 1, config.feed.ahead))
+        return time.perf_counter() - started, steps
+
+    def batches(start: int) -> Any:
+        if switch == "all":
+            return direct_batches(task, start, 0, 1, config.feed.ahead)
+        arrays = task.read(task.plan.row(0, 0, 1, start))
+        return ((task.plan.row(n, 0, 1, start), arrays) for n in range(task.plan.steps(start, task.plan.positions, 1)))
+
+    run = RunFolder(config.run or "")
+    loop.train(task, World(), run, loop.Saving(every_epochs=1000), batches)
+    lines = [line for line in read_lines(run.metrics_log("pretrain")) if line["kind"] == "step"]
+    return sum(line["seconds"] for line in lines), len(lines)
+
+
+def _their_epoch(tree: Found, bags: str, loader: int, switch: str) -> tuple[float, int]:
+    import torch
+    from _reference_bags import windows
+    from _reference_model import reference_loss
+    from _speed_models import Where, pretraining, stepping
+
+    from gimp_ray.config_files import build_config
+
+    config = build_config(tree)
+    device = torch.device("cuda" if config.train.use_gpu else "cpu")
+    where = Where(device, config.train.precision == "bf16")
+    files = sorted(Path(bags).glob("*.pt"))
+    labels = [number % 2 for number in range(len(files))]
+    size = config.batch.classes * config.batch.cases_per_class
+    _, model = pretraining(_sizes_of(config), where)
+    cls_ge = torch.randn(size, config.model.dim, device=device)
+    now: list[Any] = []
+
+    def loss() -> Any:
+        x_BLE, masked_BL, labels_B = now
+        cls_pat_BF, reconstruction_BLE = model(x_BLE, masked_BL, cls_ge)
+        return reference_loss(cls_pat_BF, reconstruction_BLE, x_BLE, masked_BL, labels_B)
+
+    step, steps = stepping(model, loss, where), 0
+
+    def batches() -> Iterator[Any]:
+        read = windows(files, labels, config.window.length, size, loader)
+        if switch != "in-memory":
+            yield from read
+            return
+        first = next(read)
+        for _ in range(len(files) // size):
+            yield first
+
+    started = time.perf_counter()
+    for batch in batches():
+        steps += 1
+        if switch != "skip-train-step":
+            now[:] = [part.to(device, non_blocking=True) for part in batch]
+            step(0)
+    return time.perf_counter() - started, steps
+
+
+def phases(who: str, config: Found, bags: str, steps: int) -> Found:
+    """Median seconds of the phases of a step, one after another, nothing ahead."""
+    import torch
+    from _speed_models import Batch, Where, pretraining
+
+    from gimp_ray.config_files import build_config
+
+    built = build_config(config)
+    device = torch.device("cuda" if built.train.use_gpu else "cpu")
+    where = Where(device, built.train.precision == "bf16")
+    models = pretraining(_sizes_of(built), where)
+    model: Any = models[0] if who == "gimp_ray" else models[1]
+    optimizer = torch.optim.AdamW(model.parameters())
+    seconds: dict[str, list[float]] = {name: [] for name in PHASES}
+    clock = [time.perf_counter()]
+
+    def lap(name: str) -> None:
+        where.wait()
+        now = time.perf_counter()
+        seconds[name].append(now - clock[0])
+        clock[0] = now
+
+    read = _our_reads(built, config, lap) if who == "gimp_ray" else _their_reads(built, bags, lap)
+    saved = Path(built.run or "") / "phases"
+    saved.mkdir(parents=True, exist_ok=True)
+    for _ in range(steps + 1):
+        clock[0] = time.perf_counter()
+        patches, masked, labels = (part.to(device) for part in next(read))
+        lap("to device")
+        cls_ge = torch.zeros(len(labels), built.model.dim, device=device)
+        batch = Batch(patches, patches, masked, masked, cls_ge, labels)
+        with where.autocast():
+            value = _loss_of(who)(model, batch)
+        lap("forward")
+        value.backward()
+        lap("backward")
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        lap("optimiser")
+        _save(who, saved, model, optimizer)
+        lap("checkpoint")
+    return {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first step warms up
+
+
+def _loss_of(who: str) -> Any:
+    from _speed_models import our_loss, their_loss
+
+    return our_loss if who == "gimp_ray" else their_loss
+
+
+def _our_reads(config: Any, tree: Found, lap: Any) -> Iterator[Any]:
+    import torch
+
+    from gimp_ray.tasks import GimpPretraining
+
+    task: Any = GimpPretraining(tree, str(config.run))
+    number = 0
+    while True:
+        arrays = task.read(task.plan.row(number % task.plan.steps(0, task.plan.positions, 1), 0, 1, 0))
+        lap("read")
+        found = [torch.from_numpy(arrays[name]) for name in ("patches", "masked", "label")]
+        lap("collate")
+        yield found
+        number += 1
+
+
+def _their_reads(config: Any, bags: str, lap: Any) -> Iterator[Any]:
+    from _reference_bags import BagWindows
+    from torch.utils.data import default_collate
+
+    files = sorted(Path(bags).glob("*.pt"))
+    data = BagWindows(files, [number % 2 for number in range(len(files))], config.window.length, config.mask.ratio)
+    size, number = config.batch.classes * config.batch.cases_per_class, 0
+    while True:
+        read = [data[(number + at) % len(data)] for at in range(size)]
+        lap("read")
+        found = default_collate(read)
+        lap("collate")
+        yield found
+        number += size
+
+
+def _save(who: str, folder: Path, model: Any, optimizer: Any) -> None:
+    """Model and optimiser, in each trainer's way, in the foreground."""
+    import torch
+
+    if who == "gimp_ray":
+        from gimp_ray.weights import save_weights
+
+        save_weights(folder / "model.safetensors", dict(model.state_dict()))
+        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    else:
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "checkpoint.pt")
+
+
+def _sizes_of(config: Any) -> Any:
+    from _speed_models import Sizes
+
+    from gimp_ray.tasks.planned import open_store
+
+    model = config.model
+    dim = open_store(config).dim
+    return Sizes(dim or 0, model.dim, model.heads, model.landmarks, model.residual_kernel, model.layers)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    arguments = json.loads(sys.argv[1])
+    measured: dict[str, Callable[..., Found]] = {"memory": memory, "epoch": epoch, "phases": phases}
+    print(json.dumps(measured[arguments.pop("what")](**arguments)))

@@ -1,0 +1,187 @@
+"""The speed benchmark's figures as Markdown, a section for each part. Left out: measuring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Found = dict[str, Any]
+
+
+def sections(result: Found, command: str) -> dict[str, str]:
+    """Markdown of every part that was measured, by section name; GPU figures have sections of their own."""
+    about, scale = result["machine"], result["scale"]
+    gpu = about["gpu"]
+    on = f"{gpu}, {'bf16' if about['bf16'] else 'float32'}" if gpu else f"{about['cpu']}, {about['cores']} cores"
+    note = f"{on}, torch {about['torch']}, {result['date']}: `{command}`."
+    suffix = "-gpu" if gpu else ""
+    made = {part: make(result[part], scale) for part, make in _PARTS.items() if part in result}
+    return {f"speed-{part}{suffix}": f"{text}\n\n{note}" for part, text in made.items()}
+
+
+def _attention(of: Found, scale: Found) -> str:
+    rows = [
+        [
+            passes,
+            *(_ms(of[passes]["seconds"][who]) for who in ("gimp_ray", "reference")),
+            _x(of[passes]["times"]["reference"]),
+            *_peaks(of[passes]),
+        ]
+        for passes in ("forward", "forward, backward")
+    ]
+    head = ["passes", "gimp_ray, ms", "nystrom-attention, ms", "times", *_peak_heads(of["forward"])]
+    return (
+        f"One layer, L = {scale['length']:,}, d = {scale['sizes']['dim']}, batch {scale['attention_size']}, the same "
+        f"weights. Where both are the same function, outputs differ by {of['forward']['apart']:.1e} of the largest.\n\n"
+        + _table(head, rows)
+    )
+
+
+def _step(of: Found, scale: Found) -> str:
+    rows = [
+        [who, _ms(of["seconds"][who]), _x(of["times"][who]) if who in of["times"] else "1"] for who in of["seconds"]
+    ]
+    return (
+        f"Forward, losses, backward, clipping and AdamW on {scale['size']} windows of {scale['length']:,} in memory. "
+        f"At the same weights the two losses differ by {of['apart']:.1e} of themselves (the package pads with "
+        "zeros and scales the pseudo-inverse over the batch).\n\n"
+        + _table(["trainer", "ms a step", "times"], rows)
+        + _gpu_memory(of)
+    )
+
+
+def _finetune(of: Found, scale: Found) -> str:
+    names = {
+        "one": f"a bag of {scale['bag']:,}",
+        "uneven": "bags of " + ", ".join(f"{n:,}" for n in scale["bags"]) + ": padded here, one by one there",
+    }
+    rows = [
+        [
+            names[key],
+            *(_ms(of[key]["seconds"][who]) for who in ("gimp_ray", "reference")),
+            _x(of[key]["times"]["reference"]),
+        ]
+        for key in ("one", "uneven")
+    ]
+    return _table(["step on", "gimp_ray, ms", "reference, ms", "times"], rows) + _gpu_memory(of["one"])
+
+
+def _genes(of: Found, scale: Found) -> str:
+    rows = [
+        [who, _ms(of["seconds"][who]), _x(of["times"][who]) if who in of["times"] else "1"] for who in of["seconds"]
+    ]
+    return (
+        f"GroupMSA of {scale['genes']:,} genes, batch {scale['gene_batch']}, forward with backward; outputs differ by "
+        f"{of['apart']:.1e} of the largest.\n\n" + _table(["encoder", "ms", "times"], rows)
+    )
+
+
+def _memory(of: Found, scale: Found) -> str:
+    rows = [[who, _span(value, 0)] for who, value in of["mb"].items()]
+    return (
+        f"Peak over model and optimiser of a pre-training step, {scale['memory_size']} windows of {scale['length']:,}, "
+        "the batch included, each in a process of its own; ours over the reference's: "
+        f"{_span(of['share'], 2)}.\n\n" + _table(["trainer", "MB"], rows)
+    )
+
+
+def _epoch(of: Found, scale: Found) -> str:
+    said = {"all": "", "skip-train-step": ", reading alone", "in-memory": ", one batch again and again"}[of["switch"]]
+    rows = [
+        [who, str(of["steps"][who]), _span(of["seconds"][who], 2), _x(of["times"][who]) if who in of["times"] else "1"]
+        for who in of["seconds"]
+    ]
+    return (
+        f"An epoch of {scale['cases']} bags of {scale['patches']:,}, windows of {scale['length']:,}{said}; files in "
+        "the page cache. The reference reads whole float32 `.pt` bags with `torch.load` in a DataLoader of 0 and of 2 "
+        "processes.\n\n" + _table(["trainer", "steps", "seconds", "times"], rows)
+    )
+
+
+def _phases(of: Found, scale: Found) -> str:
+    names = list(of["gimp_ray"])
+    rows = [[name, *(f"{of[who][name] * 1e3:,.1f}" for who in of)] for name in names]
+    rows.append(["all", *(f"{sum(of[who].values()) * 1e3:,.1f}" for who in of)])
+    return (
+        f"Milliseconds of a step of {scale['size']} windows, phases one after another; reading decodes as well. In a "
+        "run reading goes ahead of the step and checkpoints are written beside it.\n\n" + _table(["phase", *of], rows)
+    )
+
+
+def _growth(of: Found, scale: Found) -> str:
+    def row(name: str, values: Found, digits: int) -> list[str]:
+        return [name, ", ".join(f"{int(size):,}: {value:,.{digits}f}" for size, value in values.items())]
+
+    rows = [
+        [*row("seconds a step by L", of["seconds_by_length"], 2), f"{of['exponent_of_length']:.2f}"],
+        [*row("peak MB of a step by L", of["mb_by_length"], 0), f"{of['exponent_of_memory']:.2f}"],
+        [*row("seconds of GroupMSA by G", of["seconds_by_genes"], 3), f"{of['exponent_of_genes']:.2f}"],
+        [*row("seconds an epoch by N_p", of["epoch_seconds_by_bag"], 2), ""],
+    ]
+    return _table(["what", "measured", "exponent"], rows)
+
+
+def _limits(of: Found, scale: Found) -> str:
+    return (
+        f"A pre-training step of {scale['size']} windows of {scale['length']:,} needs {of['gflop']:,.0f} GFLOP and "
+        f"takes {_span(of['seconds'], 2)} s; large matrices are multiplied at {_span(of['matmul_gflops'], 0)} GFLOP/s. "
+        f"The step reaches {100 * of['share']['median']:.0f} % of that rate ({100 * of['share']['min']:.0f} to "
+        f"{100 * of['share']['max']:.0f})."
+    )
+
+
+def _profile(of: Found, scale: Found) -> str:
+    made = []
+    for name, rows in of.items():
+        cells = [
+            [f"`{row['operator']}`", f"{100 * row['share']:.0f} %", f"{row['ms']:,.0f}", str(row["calls"])]
+            for row in rows
+        ]
+        made.append(f"{name.capitalize()}:\n\n" + _table(["operator", "share", "ms", "calls"], cells))
+    return f"Operators of a step of {scale['size']} windows by their own time.\n\n" + "\n\n".join(made)
+
+
+_PARTS = {
+    "attention": _attention,
+    "step": _step,
+    "memory": _memory,
+    "finetune": _finetune,
+    "genes": _genes,
+    "epoch": _epoch,
+    "phases": _phases,
+    "growth": _growth,
+    "limits": _limits,
+    "profile": _profile,
+}
+
+
+def _gpu_memory(of: Found) -> str:
+    if "peak_mb" not in of:
+        return ""
+    return (
+        "\n\nPeak over what was there before, MB: " + ", ".join(f"{k} {v:,.0f}" for k, v in of["peak_mb"].items()) + "."
+    )
+
+
+def _peak_heads(of: Found) -> list[str]:
+    return ["gimp_ray, MB", "nystrom-attention, MB"] if "peak_mb" in of else []
+
+
+def _peaks(of: Found) -> list[str]:
+    return [f"{value:,.0f}" for value in of["peak_mb"].values()] if "peak_mb" in of else []
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _span(of: dict[str, float], digits: int) -> str:
+    return f"{of['median']:,.{digits}f} ({of['min']:,.{digits}f} to {of['max']:,.{digits}f})"
+
+
+def _ms(of: dict[str, float]) -> str:
+    return _span({key: value * 1e3 for key, value in of.items()}, 0 if of["median"] > 0.02 else 2)
+
+
+def _x(of: dict[str, float]) -> str:
+    return _span(of, 2)

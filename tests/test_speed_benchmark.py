@@ -1,0 +1,63 @@
+"""The speed benchmark runs, and what it compares says the same: how fast is no test's business."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Every part at a small scale, as JSON, and what was printed."""
+    out = tmp_path_factory.mktemp("speed") / "r.json"
+    ran = run("--quick", "--out", str(out))
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(out.read_text(encoding="utf-8")), ran.stdout
+
+
+def test_contestants_compute_the_same(done: tuple[dict[str, Any], str]) -> None:
+    result, _ = done
+    assert result["attention"]["forward"]["apart"] < 1e-5, "the attention, where both are the same function"
+    assert result["genes"]["apart"] < 1e-5, "the gene encoder"
+    assert result["step"]["apart"] < 1e-2, "the loss, but for the package's padding and scaling"
+
+
+def test_every_contestant_has_its_figures(done: tuple[dict[str, Any], str]) -> None:
+    result, printed = done
+    both = ["gimp_ray", "reference"]
+    assert list(result["step"]["seconds"]) == [*both, "gimp_ray, direct path"]
+    assert list(result["genes"]["seconds"]) == list(result["finetune"]["uneven"]["seconds"]) == both
+    assert list(result["memory"]["mb"]) == list(result["phases"]) == both
+    epoch = result["epoch"]
+    assert list(epoch["seconds"]) == ["gimp_ray", "reference, loader 0", "reference, loader 2"]
+    assert len(set(epoch["steps"].values())) == 1, "all see an epoch of as many steps"
+    assert [row["operator"].startswith("aten::") for row in result["profile"]["as taken"]].count(True) > 3
+    assert result["limits"]["gflop"] > 0 and result["limits"]["share"]["median"] > 0
+    for part in ("attention", "step", "memory", "finetune", "genes", "epoch", "phases", "growth", "limits", "profile"):
+        assert f"## speed-{part}\n" in printed
+    assert str(ROOT) not in printed + json.dumps(result)
+
+
+def test_an_epoch_without_its_step_or_without_reading(tmp_path: Path) -> None:
+    for switch, said in (("--skip-train-step", "reading alone"), ("--in-memory", "one batch again and again")):
+        ran = run("epoch", "--quick", switch)
+        assert ran.returncode == 0, ran.stderr
+        assert said in ran.stdout and "reference, loader 2" in ran.stdout
+
+
+def test_an_unknown_part_is_refused() -> None:
+    ran = run("speed")
+    assert ran.returncode == 2 and "no part 'speed'; parts are attention, step" in ran.stderr

@@ -23,7 +23,6 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 Found = dict[str, Any]
 
-
 # glibc hands every larger block back at once, so that what a process has is what it holds
 NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 

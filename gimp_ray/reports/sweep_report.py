@@ -26,7 +26,7 @@ from matplotlib.ticker import NullFormatter
 
 from gimp_ray.errors import InputError
 from gimp_ray.reports.figures import COLOURS, save_figure
-from gimp_ray.reports.tables import METRICS, TRANSDUCTIVE, duration_text, interval_text, markdown_table
+from gimp_ray.reports.tables import METRICS_OF, TRANSDUCTIVE, duration_text, interval_text, markdown_table
 from gimp_ray.run_folder import write_text
 
 Row = dict[str, Any]
@@ -50,6 +50,11 @@ class Sweep:
     @property
     def metric(self) -> str:
         return str(self.about["metric"])
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """Figures of the target's kind, with their names for people; tables that do not say the kind are of a class."""
+        return METRICS_OF[self.about.get("kind", "class")]
 
     @property
     def keys(self) -> list[str]:
@@ -127,8 +132,8 @@ def head(sweep: Sweep) -> str:
     )
     text = (
         f"{len(sweep.rows)} trials ({', '.join(f'{number} {status}' for status, number in sorted(counts.items()))}); "
-        f"search {about['search']}, scheduler {about['scheduler']}; {METRICS[sweep.metric]} of {what}, measured after "
-        f"epoch {', '.join(map(str, about['rungs']))}. Split {about['scheme']}, fold {about['fold']}. "
+        f"search {about['search']}, scheduler {about['scheduler']}; {sweep.titles[sweep.metric]} of {what}, measured "
+        f"after epoch {', '.join(map(str, about['rungs']))}. Split {about['scheme']}, fold {about['fold']}. "
         f"Trials took {duration_text(seconds)} in all, one after another."
     )
     if about["transductive"]:
@@ -145,13 +150,13 @@ def best_table(sweep: Sweep, count: int = BEST) -> str:
         [
             row["trial"],
             *(value_text(row[f"param.{key}"]) for key in sweep.keys),
-            *(interval_text(_interval(row, name)) for name in METRICS),
+            *(interval_text(_interval(row, name)) for name in sweep.titles),
             row["epochs"],
             duration_text(row["seconds"]),
         ]
         for row in best
     ]
-    header = ["trial", *(f"`{key}`" for key in sweep.keys), *METRICS.values(), "epochs", "time"]
+    header = ["trial", *(f"`{key}`" for key in sweep.keys), *sweep.titles.values(), "epochs", "time"]
     note = (
         "In brackets the 95 % interval over the validation patients "
         f"({sweep.about['resamples']} bootstrap resamples). The best of many trials on the same patients looks better "
@@ -203,7 +208,7 @@ def parallel_figure(sweep: Sweep) -> Figure:
     for place, key in enumerate(keys):
         _scale(axes, place, _marks(sweep, key, rows))
     _scale(axes, len(keys), [(0.0, f"{low:.3f}"), (1.0, f"{high:.3f}")] if high > low else [(0.5, f"{low:.3f}")])
-    axes.set_xticks(range(len(keys) + 1), [*keys, f"{METRICS[sweep.metric]}\n(0 to 1)"], fontsize=9)
+    axes.set_xticks(range(len(keys) + 1), [*keys, f"{sweep.titles[sweep.metric]}\n(0 to 1)"], fontsize=9)
     axes.set(xlim=(-0.35, len(keys) + 0.45), ylim=(-0.06, 1.06), yticks=[])
     axes.spines[:].set_visible(False)
     axes.tick_params(axis="x", length=0)
@@ -227,7 +232,7 @@ def marginal_figure(sweep: Sweep) -> Figure:
     for axes in grid[len(keys) :]:
         axes.set_axis_off()
     for number in range(0, len(keys), columns):
-        grid[number].set_ylabel(f"{METRICS[sweep.metric]} on validation (0 to 1)", fontsize=9)
+        grid[number].set_ylabel(f"{sweep.titles[sweep.metric]} on validation (0 to 1)", fontsize=9)
     return figure
 
 

@@ -1,13 +1,14 @@
 """What a trial is worth: figures on the validation part, with intervals over patients.
 
 `probe`: a logistic regression or k nearest neighbours on CLS_pat, fitted on the training split. `finetune`: the
-fine-tuned model's own probabilities. Both from an embedding of the model as it is after some epoch; where the stage is
-not over, the model file is made of its newest checkpoint (`finetune`: of the best epoch so far, as its end would). The
-test part is never embedded.
+fine-tuned model's own predictions, of a class, labels or survival. Both from an embedding of the model as it is after
+some epoch; where the stage is not over, the model file is made of its newest checkpoint (`finetune`: of the best epoch
+so far, as its end would). The test part is never embedded.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from gimp_ray.cohort.splits import patient_column
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.evaluation import bootstrap_intervals, encode_labels
-from gimp_ray.evaluation.intervals import METRICS
+from gimp_ray.evaluation import Truth, encode_labels, intervals_of
+from gimp_ray.evaluation.by_kind import METRICS
 from gimp_ray.run_folder import RunFolder, whole_file, write_json
+from gimp_ray.scoring_tables import cases_of
+from gimp_ray.tasks.cards import read_card
 from gimp_ray.tasks.planned import open_store
+from gimp_ray.tasks.targets import saved_target
 from gimp_ray.weights import load_weights, part, save_weights
 
 Floats = NDArray[np.float64]
@@ -44,7 +48,7 @@ def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples
         resamples: of the bootstrap.
 
     Returns:
-        {metric: {"value", "low", "high"}} on validation cases.
+        {metric: {"value", "low", "high"}} on validation cases, the metrics of the target's kind.
 
     Raises:
         InputError: the training split has one class, and no probe can be fitted.
@@ -57,21 +61,33 @@ def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples
     pipeline.embed(config, run.place_of(model), run.place_of(out), parts)
     run.pull()
     table = pq.read_table(out)
-    ids, labels, probabilities, classes = probed(table, probe) if stage == "pretrain" else _predicted(table)
+    found = _probed(table, probe) if stage == "pretrain" else _predicted(table, model, config)
     with whole_file(folder / "predictions.parquet") as aside:
-        columns: dict[str, Any] = {"case_id": ids, "label": labels}
-        columns |= {f"prob_{name}": probabilities[:, number] for number, name in enumerate(classes)}
-        pq.write_table(pa.table(columns), aside)
+        columns = {name: found.predictions[:, number] for number, name in enumerate(found.columns)}
+        pq.write_table(pa.table({"case_id": found.ids, **found.said, **columns}), aside)
     run.push()
-    intervals = bootstrap_intervals(
-        patient_column(pa.array(ids), open_store(config).cases).to_pylist(),
-        encode_labels(labels, classes),
-        probabilities,
-        classes,
-        resamples,
-        config.seed,
-    )
-    return {name: {key: intervals[name][key] for key in ("value", "low", "high")} for name in METRICS}
+    patients = patient_column(pa.array(found.ids, pa.string()), open_store(config).cases).to_pylist()
+    intervals = intervals_of(found.truth, patients, found.predictions, resamples, config.seed)
+    return {name: {key: intervals[name][key] for key in ("value", "low", "high")} for name in METRICS[found.truth.kind]}
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What was predicted of N validation cases.
+
+    Attributes:
+        ids: N case ids.
+        truth: what is true of them.
+        said: the same as columns of a table.
+        columns: P names.
+        predictions: (N, P).
+    """
+
+    ids: list[str]
+    truth: Truth
+    said: dict[str, Any]
+    columns: list[str]
+    predictions: Floats
 
 
 def probed(table: pa.Table, probe: str) -> tuple[list[str], list[str], Floats, list[str]]:
@@ -117,10 +133,18 @@ def _probe(kind: str, cases: int) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
 
 
-def _predicted(table: pa.Table) -> tuple[list[str], list[str], Floats, list[str]]:
-    classes = [name.removeprefix("prob_") for name in table.column_names if name.startswith("prob_")]
-    probabilities_NC = np.stack([table[f"prob_{name}"].to_numpy() for name in classes], axis=1)
-    return table["case_id"].to_pylist(), table["label"].to_pylist(), probabilities_NC, classes
+def _probed(table: pa.Table, probe: str) -> _Found:
+    ids, labels, probabilities_NC, classes = probed(table, probe)
+    truth = Truth("class", tuple(classes), {"label": encode_labels(labels, classes)})
+    return _Found(ids, truth, {"label": labels}, [f"prob_{name}" for name in classes], probabilities_NC)
+
+
+def _predicted(table: pa.Table, model: Path, config: Config) -> _Found:
+    """The fine-tuned model's own predictions, of whatever kind its target is."""
+    target = saved_target(read_card(model), open_store(config))
+    cases = cases_of(table, target)
+    said = {name: cases.columns[name] for name in cases.columns.column_names}
+    return _Found(cases.ids, cases.truth, said, list(target.columns), cases.predictions)
 
 
 def _model_now(config: Config, run: RunFolder, stage: str, file: Path) -> Path:

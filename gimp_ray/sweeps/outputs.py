@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
+from gimp_ray.evaluation.by_kind import METRICS
 from gimp_ray.reports.sweep_report import write_sweep_report
 from gimp_ray.run_folder import RunFolder, whole_file, write_json, write_text
-from gimp_ray.sweeps.measure import METRICS
 from gimp_ray.sweeps.records import Record, best_of
 from gimp_ray.sweeps.settings import SweepConfig, config_with, rungs_of, stage_of
 from gimp_ray.sweeps.space import Dimension
@@ -49,9 +49,9 @@ def trials_table(base: Config, sweep: SweepConfig, space: list[Dimension], recor
     """One row a trial.
 
     Columns: trial, number, status (waiting | done | stopped | failed), reason, `param.<key>` for every dimension,
-    every metric with `<metric>_low` and `<metric>_high` (95 % over patients, of the last measurement), epochs (done),
-    seconds (to the last measurement), times_taken_over, run. The metadata `gimp_sweep` has what a reader of the table
-    must know, as JSON.
+    every metric of the target's kind with `<metric>_low` and `<metric>_high` (95 % over patients, of the last
+    measurement), epochs (done), seconds (to the last measurement), times_taken_over, run. The metadata `gimp_sweep` has
+    what a reader of the table must know, as JSON.
     """
     figures = [record["reports"][-1]["figures"] if record["reports"] else {} for record in records]
     columns: dict[str, Any] = {
@@ -61,7 +61,7 @@ def trials_table(base: Config, sweep: SweepConfig, space: list[Dimension], recor
         "reason": pa.array([record["reason"] for record in records], pa.string()),
     }
     columns |= {f"param.{one.key}": _values([record["params"][one.key] for record in records]) for one in space}
-    for name in METRICS:
+    for name in METRICS[base.target.kind]:
         for ending, key in (("", "value"), ("_low", "low"), ("_high", "high")):
             values = [one[name][key] if one else None for one in figures]
             columns[f"{name}{ending}"] = pa.array(values, pa.float64())
@@ -89,6 +89,7 @@ def _about(base: Config, sweep: SweepConfig, space: list[Dimension]) -> dict[str
     epochs = base.stage_train(stage_of(sweep)).epochs
     return {
         "metric": sweep.metric,
+        "kind": base.target.kind,
         "objective": sweep.objective,
         "probe": sweep.probe,
         "search": sweep.search,

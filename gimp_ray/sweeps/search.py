@@ -173,7 +173,8 @@ def _check_validation(base: Config, sweep: SweepConfig) -> None:
     cases = store.cases.to_pydict()
     label_of = dict(zip(cases["case_id"], cases["label"], strict=True))
     missing = sorted(set(store.classes) - {label_of[case] for case in split.val})
-    if sweep.metric == "auroc" and missing and not base.target.columns:
+    classes = base.target.kind == "class" and not base.target.columns
+    if sweep.metric == "auroc" and missing and classes:
         raise InputError(
             "AUROC is not defined on a validation part that lacks a class",
             file=store.path,

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from gimp_ray.config import Config, Section
 from gimp_ray.config_files import build_config, differences, load_config, merge, nested, read_yaml
 from gimp_ray.errors import ConfigError
+from gimp_ray.evaluation.by_kind import METRICS
 from gimp_ray.run_mirror import local_file
 from gimp_ray.sweeps.space import Dimension, Params, crossed, dimensions, drawn
 
@@ -64,8 +65,9 @@ class SweepConfig(Section):
         "probe", description="probe: a classifier on CLS_pat during pre-training; finetune: the fine-tuned model"
     )
     probe: Literal["logistic", "knn"] = Field("logistic", description="what is fitted on the training split's CLS_pat")
-    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = Field(
-        "auroc", description="on validation; larger is better"
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc", "average_precision", "c_index"] = Field(
+        "auroc",
+        description="on validation, larger is better; of labels auroc or average_precision, of survival c_index",
     )
     rungs: list[int] = Field([], description="epochs after which trials are measured; unset: as the scheduler needs")
     grace: int = Field(1, ge=1, description="asha, median: epochs before a trial may be stopped")
@@ -292,20 +294,21 @@ def _base_of(base: Any, file: str | Path | None) -> dict[str, Any]:
 
 
 def _check_target(base: Config, sweep: SweepConfig) -> None:
-    """Sweeps measure classes alone, and the probe the store's own."""
-    if base.target.kind != "class":
+    """The probe measures the store's own classes; the metric is one of the target's kind."""
+    kind, metrics = base.target.kind, METRICS[base.target.kind]
+    if sweep.objective == "probe" and (kind != "class" or base.target.columns):
         raise ConfigError(
-            "a sweep measures classes",
-            expected="target.kind: class",
-            found=f"target.kind: {base.target.kind}",
-            fix="search with target.kind: class, or compare runs of the other kind in a table",
-        )
-    if sweep.objective == "probe" and base.target.columns:
-        raise ConfigError(
-            "the probe measures the store's classes, and target.columns names others",
+            "the probe measures the store's classes, and the target is another",
             expected="objective: finetune",
-            found="objective: probe",
-            fix="add --objective finetune, or leave target.columns out",
+            found=f"objective: probe, target.kind: {kind}, target.columns: {base.target.columns}",
+            fix="add --objective finetune, or leave the target out",
+        )
+    if sweep.metric not in metrics:
+        raise ConfigError(
+            f"'{sweep.metric}' is no metric of target.kind: {kind}",
+            expected=f"metric: {' or '.join(metrics)}",
+            found=f"metric: {sweep.metric}",
+            fix=f"add --metric {metrics[0]}",
         )
 
 

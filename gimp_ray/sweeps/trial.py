@@ -132,8 +132,8 @@ def _go_through(setting: Setting, record: Record, params: Params, report: Report
         if figures[sweep.metric]["value"] is None:
             raise InputError(
                 f"'{sweep.metric}' is not defined on the validation part",
-                found="a class that no validation case has",
-                fix="use metric: accuracy, or another split",
+                found="a class or label that no validation case has, or no event",
+                fix="use another metric, such as accuracy of a class, or another split",
             )
         seconds = round(before + time.monotonic() - begun, 1)
         record["reports"].append({"epoch": rung, "figures": figures, "seconds": seconds})

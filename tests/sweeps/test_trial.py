@@ -19,12 +19,14 @@ from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.evaluation import bootstrap_intervals
+from gimp_ray.evaluation import Truth, intervals_of
+from gimp_ray.evaluation.survival_intervals import survival_intervals
 from gimp_ray.run_folder import RunFolder, read_lines
 from gimp_ray.sweeps import measure, trial
 from gimp_ray.sweeps.measure import probed
+from gimp_ray.sweeps.outputs import write_outputs
 from gimp_ray.sweeps.records import new_record, read_record, write_record
-from gimp_ray.sweeps.settings import build_sweep
+from gimp_ray.sweeps.settings import build_sweep, space_of
 from gimp_ray.sweeps.trial import Setting, handed_on, reason_of, run_trial
 from tests.conftest import changed
 from tests.engine.test_resume import same_weights
@@ -107,6 +109,30 @@ def test_a_fine_tuned_trial_is_measured_by_its_best_epoch_so_far(base: Config, t
     lines = [line for line in read_lines(run.metrics_log("finetune")) if line["kind"] == "validation"]
     best = [max(lines[: epoch + 1], key=lambda line: (line["accuracy"], -line["loss"])) for epoch in range(3)]
     assert told.values == pytest.approx([line["accuracy"] for line in best])
+
+
+@pytest.mark.slow
+def test_a_trial_of_survival_is_measured_by_its_c_index(base: Config, tmp_path: Path) -> None:
+    target = {"target__kind": "survival", "method__name": "abmil", "method__options": {"dim": 16, "attention_dim": 8}}
+    survival = changed(base, **target, method__train={"epochs": 2})
+    setting = made(survival, tmp_path / "sweep", objective="finetune", metric="c_index")
+    told: list[dict[str, Any]] = []
+    run_trial(setting, begun(setting, 0, 1e-2), {"train.lr": 1e-2}, lambda figures, _: told.append(figures))
+    record = read_record(setting.place, "t000")
+    assert record["status"] == "done" and 0 <= told[-1]["c_index"] <= 1
+    predicted = pq.read_table(RunFolder(record["run"]).path / "probe" / "predictions.parquet")
+    assert {"case_id", "time", "event", "risk"} <= set(predicted.column_names)
+    expected = survival_intervals(
+        predicted["case_id"].to_pylist(),
+        predicted["time"].to_numpy(),
+        predicted["event"].to_numpy(),
+        predicted["risk"].to_numpy(),
+        20,
+    )["c_index"]["value"]
+    assert told[-1]["c_index"] == pytest.approx(expected)
+    write_outputs(RunFolder(setting.place), survival, setting.sweep, space_of(setting.sweep), [record])
+    assert "C-index" in (Path(setting.place) / "sweep.md").read_text()
+    assert "c_index_low" in pq.read_table(Path(setting.place) / "trials.parquet").column_names
 
 
 @pytest.mark.slow
@@ -238,12 +264,12 @@ def test_intervals_are_over_the_patients_that_the_store_names(base: Config, monk
     cases = CohortStore.open(config.store or "").cases
     named = cases.append_column("patient_id", pa.array([f"P{row // 2}" for row in range(cases.num_rows)]))
 
-    def intervals(patients: list[str], *rest: Any) -> Any:
+    def intervals(truth: Truth, patients: list[str], *rest: Any) -> Any:
         drawn.extend(patients)
-        return bootstrap_intervals(patients, *rest)
+        return intervals_of(truth, patients, *rest)
 
     monkeypatch.setattr(measure, "open_store", lambda config: SimpleNamespace(cases=named))
-    monkeypatch.setattr(measure, "bootstrap_intervals", intervals)
+    monkeypatch.setattr(measure, "intervals_of", intervals)
     measure.figures_of(config, run, "pretrain", "knn", 20)
     validation = pq.read_table(run.path / "probe" / "predictions.parquet")["case_id"].to_pylist()
     patient = dict(zip(named["case_id"].to_pylist(), named["patient_id"].to_pylist(), strict=True))

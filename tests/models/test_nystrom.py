@@ -220,3 +220,28 @@ def test_bad_input_is_refused():
         attention(tokens(1, 4), torch.ones(1, 4))
     with pytest.raises(ValueError, match="mask must be"):
         attention(tokens(1, 4), torch.ones(1, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 6])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_gradients_of_the_pseudo_inverse_are_those_of_its_iterations_written_out(iterations, batch):
+    generator = torch.Generator().manual_seed(iterations)
+    scores, y, weight = (torch.randn(*batch, 9, n, dtype=torch.float64, generator=generator) for n in (9, 4, 4))
+
+    def written_out(x):
+        bound = x.sum(dim=-1).amax(dim=-1) * x.sum(dim=-2).amax(dim=-1)
+        z = x.mT / bound[..., None, None]
+        for _ in range(iterations):
+            a, identity = x @ z, torch.eye(9, dtype=x.dtype)
+            z = z @ (13 * identity - a @ (15 * identity - a @ (7 * identity - a))) / 4
+        return z @ y
+
+    found = []
+    for function in (written_out, lambda x: pinv_product(x, y, iterations)):
+        y.grad, kernel = None, scores.softmax(dim=-1).requires_grad_()
+        y.requires_grad_()
+        out = function(kernel)
+        (out * weight).sum().backward()
+        found.append((out.detach(), kernel.grad, y.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-8)

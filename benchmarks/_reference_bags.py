@@ -39,9 +39,16 @@ class BagWindows(Dataset[tuple[Tensor, Tensor, int]]):
         return bag[start : start + self.length], masked, self.labels[number]
 
 
-def windows(files: list[Path], labels: list[int], length: int, size: int, workers: int) -> Iterator[list[Tensor]]:
+def windows(
+    files: list[Path], labels: list[int], length: int, size: int, workers: int, ratio: float
+) -> Iterator[list[Tensor]]:
     """An epoch of mini-batches: patches (B, L, E) float32, masked (B, L) bool, labels (B,)."""
     loader = DataLoader(
-        BagWindows(files, labels, length, 0.5), batch_size=size, shuffle=True, num_workers=workers, drop_last=True
+        BagWindows(files, labels, length, ratio),
+        batch_size=size,
+        shuffle=True,
+        num_workers=workers,
+        drop_last=True,
+        pin_memory=torch.cuda.is_available(),
     )
     yield from loader

@@ -23,7 +23,9 @@ def limits(length: int, size: int, sizes: Sizes, rounds: int, where: Where) -> F
     ours, _ = pretraining(sizes, where)
     batch = make_batch(size, length, sizes, where, "stored")
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # others it does not count on a CPU
-        our_loss(ours, batch).backward()  # type: ignore[no-untyped-call]
+        with where.autocast():
+            loss = our_loss(ours, batch)
+        loss.backward()  # type: ignore[no-untyped-call]
     ours.zero_grad(set_to_none=True)
     operations = counter.get_total_flops()
     n = 8192 if where.device.type == "cuda" else 2048

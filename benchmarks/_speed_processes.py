@@ -98,10 +98,11 @@ def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
         steps = sum(1 for _ in direct_batches(task, 0, 0, 1, config.feed.ahead))
         return time.perf_counter() - started, steps
 
+    arrays = task.read(task.plan.row(0, 0, 1, 0)) if switch == "in-memory" else None
+
     def batches(start: int) -> Any:
-        if switch == "all":
+        if arrays is None:
             return direct_batches(task, start, 0, 1, config.feed.ahead)
-        arrays = task.read(task.plan.row(0, 0, 1, start))
         return ((task.plan.row(n, 0, 1, start), arrays) for n in range(task.plan.steps(start, task.plan.positions, 1)))
 
     run = RunFolder(config.run or "")
@@ -135,15 +136,16 @@ def _their_epoch(tree: Found, bags: str, loader: int, switch: str) -> tuple[floa
 
     step, steps = stepping(model, loss, where), 0
 
-    def batches() -> Iterator[Any]:
-        read = windows(files, labels, config.window.length, size, loader)
-        if switch != "in-memory":
-            yield from read
-            return
-        first = next(read)
-        for _ in range(len(files) // size):
-            yield first
+    def read(processes: int) -> Iterator[Any]:
+        return windows(files, labels, config.window.length, size, processes, config.mask.ratio)
 
+    def batches() -> Iterator[Any]:
+        if first is None:
+            yield from read(loader)
+        else:
+            yield from (first for _ in range(len(files) // size))
+
+    first = next(read(0)) if switch == "in-memory" else None
     started = time.perf_counter()
     for batch in batches():
         steps += 1

@@ -52,7 +52,7 @@ def _step(of: Found, scale: Found) -> str:
 def _finetune(of: Found, scale: Found) -> str:
     names = {
         "one": f"a bag of {scale['bag']:,}",
-        "uneven": "bags of " + ", ".join(f"{n:,}" for n in scale["bags"]) + ": padded here, one by one there",
+        "uneven": "bags of " + ", ".join(f"{n:,}" for n in scale["bags"]) + ": read padded here, one by one there",
     }
     rows = [
         [

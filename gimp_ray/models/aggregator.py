@@ -19,8 +19,8 @@ from gimp_ray.models.masked_windows import first_layer, last_layer, places_of
 from gimp_ray.models.nystrom import NystromAttention, take_rows
 
 LONG_BAG = 16_384
-SMALL_BATCH = 4_096  # patches of the longest bag, from which on bags of a batch keep a GPU busy one by one
-LONG_WINDOWS = 4  # times `long_bag`: a masked window holds less, and in pieces it would lose what it saves
+BUSY_GPU = 4_096  # patches of a bag that keep a GPU busy by themselves
+LONG_WINDOWS = 4  # times `long_bag`: in pieces a masked window would lose what it saves
 PIECE = 2_048
 
 
@@ -38,6 +38,8 @@ class PatchAggregator(nn.Module):
             rest again there, under the same random numbers: the same bits, less memory, more time.
         long_bag: from this many patches on a bag goes through `long_bags`, in bounded memory and with the same result
             but for rounding (and other draws of dropout). Then `activation_checkpointing` has nothing left to do.
+            Bags of a batch that are taken one by one are long or not each by itself. A masked window goes through it
+            from four times as many patches on: until then it is faster whole, and takes memory as its length.
         piece: how many tokens are worked on at a time there.
     """
 
@@ -132,8 +134,10 @@ class PatchAggregator(nn.Module):
             CLS_img (B, D), and the tokens (B, M, D) of the masked patches alone.
 
         Raises:
-            ValueError: wrong width.
+            ValueError: wrong width, or nothing masked.
         """
+        if masked_BM.shape[1] == 0:
+            raise ValueError("no masked patches: there is nothing to reconstruct")
         if valid is not None or x_BLE.shape[1] >= LONG_WINDOWS * self.long_bag:
             cls_BD, tokens_BLD = self(x_BLE, valid, masked_BM, mask_token)
             assert tokens_BLD is not None
@@ -189,13 +193,12 @@ class PatchAggregator(nn.Module):
 
 def _lengths_alone(x_BLE: Tensor, valid: Tensor) -> list[int] | None:
     """Real patches of each bag, where bags are to be taken one by one: padded at their ends alone, none of them empty,
-    and long enough to keep a GPU busy.
+    each long enough to keep a GPU busy.
     """
-    if x_BLE.device.type != "cpu" and x_BLE.shape[1] < SMALL_BATCH:
-        return None
     lengths_B = valid.sum(dim=1)
     at_ends = valid == (torch.arange(valid.shape[1], device=valid.device) < lengths_B[:, None])
-    if not bool(at_ends.all() & (lengths_B > 0).all()):
+    fewest = 1 if x_BLE.device.type == "cpu" else BUSY_GPU
+    if not bool(at_ends.all() & (lengths_B >= fewest).all()):
         return None
     lengths: list[int] = lengths_B.tolist()
     return lengths

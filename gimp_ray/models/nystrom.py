@@ -182,8 +182,10 @@ class NystromAttention(nn.Module):
             gives zeros.
 
         Raises:
-            ValueError: no tokens, or a mask of another shape or type.
+            ValueError: no tokens, a mask of another shape or type, or `rows` with one of the others.
         """
+        if rows is not None and (mask is not None or first is not None):
+            raise ValueError("rows go with neither mask nor first")
         B, N, _ = x.shape
         if N == 0:
             raise ValueError("attention over 0 tokens: x must be (B, N, D) with N >= 1")
@@ -224,6 +226,7 @@ class NystromAttention(nn.Module):
                 near_BHNK = (
                     take_rows(joined(near_BHNK), rows).unflatten(-1, (self.heads, self.dim_head)).transpose(1, 2)
                 )
+            # summed in the order in which heads are joined, which then takes no copy
             out_BHNK = (out_BHNK.transpose(1, 2) + near_BHNK.transpose(1, 2)).transpose(1, 2)
         out_BND = self.to_out(joined(out_BHNK))
         return out_BND if mask is None else out_BND.masked_fill(~mask[:, : out_BND.shape[1], None], 0.0)

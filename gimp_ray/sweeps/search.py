@@ -35,6 +35,7 @@ from gimp_ray.sweeps.settings import (
 from gimp_ray.sweeps.space import Dimension
 from gimp_ray.sweeps.trial import Setting
 from gimp_ray.tasks.planned import open_store
+from gimp_ray.tasks.targets import make_target
 
 __all__ = ["PAPER", "SweepConfig", "read_sweep", "search"]
 
@@ -170,6 +171,15 @@ def _check_validation(base: Config, sweep: SweepConfig) -> None:
             found=where,
             fix="choose another scheme or fold",
         )
+    if sweep.objective == "finetune":
+        target = make_target(base, store, split.train)
+        if not target.known(split.val):
+            raise InputError(
+                f"no validation case has a known {target.kind} to measure trials by",
+                file=store.path,
+                found=where,
+                fix="choose another split or target",
+            )
     cases = store.cases.to_pydict()
     label_of = dict(zip(cases["case_id"], cases["label"], strict=True))
     missing = sorted(set(store.classes) - {label_of[case] for case in split.val})

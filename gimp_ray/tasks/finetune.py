@@ -113,6 +113,7 @@ class Finetuning(LabelledTask):
             "hidden": [finetune.hidden],
             "init": finetune.init,
             "target": self.target.card(),
+            **self.seen_in_training(None if finetune.init in ("pretrain", "scratch") else finetune.init),
         }
         return dict(model.state_dict()), card
 

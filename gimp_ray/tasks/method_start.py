@@ -7,7 +7,8 @@ which the task checks against its own (`PlannedTask.refuse_leak`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,25 @@ from gimp_ray.weights import load_weights, part
 CAN_START = tuple(name for name, recipe in RECIPES.items() if recipe.needs == IMAGE)
 
 
-def made_for_outputs(method: Method, sizes: Sizes, options: Mapping[str, Any]) -> set[str]:
-    """Names of the tensors of a method's network whose shape, or being there, depends on the number of outputs."""
+def made_for_outputs(method: Method, sizes: Sizes, options: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Says of a tensor's name whether the tensor is made for the outputs: its shape depends on their number, or it is
+    of a list that has a module for each of them.
+    """
     with torch.device("meta"):
         one = {name: value.shape for name, value in method.build(sizes, options).state_dict().items()}
         more = replace(sizes, outputs=sizes.outputs + 1)
         other = {name: value.shape for name, value in method.build(more, options).state_dict().items()}
-    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+    reshaped = {name for name in one.keys() & other.keys() if one[name] != other[name]}
+    lists = {_in_list(name) for name in one.keys() ^ other.keys()}
+    return lambda name: name in reshaped or _in_list(name) in lists
 
 
 def start_from(
-    network: nn.Module, file: Path, card: Mapping[str, Any], target: Mapping[str, Any], fresh: set[str]
+    network: nn.Module,
+    file: Path,
+    card: Mapping[str, Any],
+    target: Mapping[str, Any],
+    for_outputs: Callable[[str], bool],
 ) -> None:
     """Put the trained weights of a model file into a network, in place.
 
@@ -42,13 +51,17 @@ def start_from(
         file: the model's weights.
         card: the model's card.
         target: card of what the network is to predict; where the model predicts the same, its outputs are kept too.
-        fresh: names of the tensors made for the outputs (`made_for_outputs`).
+        for_outputs: see `made_for_outputs`.
 
     Raises:
         InputError: the model's network is another one: names the first tensor that does not fit.
     """
-    kept = _kept(load_weights(file), set() if card["target"] == target else fresh)
-    own = {name: value for name, value in network.state_dict().items() if name in kept or name not in fresh}
+    whole = card.get("target") == target
+    trained, fresh = part(load_weights(file), "net"), network.state_dict()
+    kept, own = (
+        {name: value for name, value in weights.items() if whole or not for_outputs(name)}
+        for weights in (trained, fresh)
+    )
     for name in sorted(own.keys() | kept.keys()):
         have, wanted = _shape(kept.get(name)), _shape(own.get(name))
         if have != wanted:
@@ -78,8 +91,9 @@ def refuse_other_method(name: str, file: Path, card: Mapping[str, Any]) -> None:
         )
 
 
-def _kept(weights: dict[str, Tensor], without: set[str]) -> dict[str, Tensor]:
-    return {name: value for name, value in part(weights, "net").items() if name not in without}
+def _in_list(name: str) -> str:
+    """A tensor's name without the places of modules in lists."""
+    return re.sub(r"\.\d+(?=\.)", ".#", name)
 
 
 def _shape(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -24,7 +24,8 @@ from gimp_ray.feed.cache import open_cache
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.feed.windows import BagCache
 from gimp_ray.run_folder import RunFolder
-from gimp_ray.tasks.cards import trained_on
+from gimp_ray.run_mirror import local_file
+from gimp_ray.tasks.cards import read_card, trained_on
 
 # stages of one run draw their plans and their dropout from different streams
 STAGE_SEEDS = {"genes": 1, "pretrain": 2, "finetune": 3}
@@ -112,7 +113,8 @@ class PlannedTask:
         """
         if self.config.split.transductive:
             return
-        seen = set(patients_of(self.store, trained_on(card)))
+        # another store's cases are known by the patients that it names, since its case table is not here
+        seen = set(patients_of(self.store, trained_on(card))) | set(card.get("patients", ()))
         held_out_cases = sorted(case for name in ("val", "test") for case in self.parts[name])
         patients = patients_of(self.store, held_out_cases)
         leaked = [case for case, patient in zip(held_out_cases, patients, strict=True) if patient in seen]
@@ -125,6 +127,17 @@ class PlannedTask:
                 found=f"{len(leaked)} of {len(held_out_cases)} cases were seen in training",
                 fix="use a model of this fold, or say split.transductive: true, and every table will say so",
             )
+
+    def seen_in_training(self, *starts: str | None) -> dict[str, list[str]]:
+        """Of a card: the cases and patients that the model saw, those of the models it started from among them."""
+        cases = set(self.training_cases())
+        patients = set(patients_of(self.store, cases))
+        for start in starts:
+            if start is not None:
+                card = read_card(local_file(start))
+                cases |= set(trained_on(card))
+                patients |= set(card.get("patients", ())) | set(patients_of(self.store, trained_on(card)))
+        return {"trained_on": sorted(cases), "patients": sorted(patients)}
 
     def labels_of(self, cases: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.index.labels[cases]

@@ -109,8 +109,8 @@ class Supervised(LabelledTask):
         network = self.method.build(self._sizes, self.options)
         if self.config.method.init is not None:
             file = local_file(self.config.method.init)
-            fresh = made_for_outputs(self.method, self._sizes, self.options)
-            start_from(network, file, read_card(file), self.target.card(), fresh)
+            for_outputs = made_for_outputs(self.method, self._sizes, self.options)
+            start_from(network, file, read_card(file), self.target.card(), for_outputs)
         network = network.to(device)
         network.requires_grad_(True)  # the optimiser gets all of a network whose parts are trained in turn
         if "patches" in self.needs:
@@ -166,7 +166,7 @@ class Supervised(LabelledTask):
             "classes": list(self.store.classes),
             "store_fingerprint": self.store.fingerprint,
             "split": self.config.split.model_dump(),
-            "trained_on": sorted(self.training_cases()),
+            **self.seen_in_training(self.config.method.init),
         }
         return weights, card
 

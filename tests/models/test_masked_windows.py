@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gimp_ray.models import GiMP, PatchAggregator
+from gimp_ray.models import GiMP, PatchAggregator, aggregator, masked_windows
 from gimp_ray.models.aggregator import LONG_WINDOWS
 from gimp_ray.models.masked_windows import places_of, spread
 
@@ -95,21 +95,27 @@ def test_dropout_is_applied():
     assert torch.equal(*(aggregator.masked_tokens(x, masked, token)[1] for _ in range(2)))
 
 
-@pytest.mark.parametrize("long", [False, True], ids=["padded", "long"])
-def test_padding_and_long_windows_take_the_direct_path(long):
-    length = 4 * LONG_WINDOWS if long else 12
-    x, masked = window(length, 5)
-    aggregator, token = make(long_bag=4 if long else 100, piece=3), torch.randn(16, dtype=torch.float64)
-    valid = None if long else torch.ones(3, length, dtype=torch.bool)
-    for one, other in zip(
-        aggregator.masked_tokens(x, masked, token, valid), direct(make(), x, masked, token), strict=True
-    ):
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-9)
+@pytest.mark.parametrize(("length", "padded", "short"), [(12, True, False), (15, False, True), (16, False, False)])
+def test_padding_and_long_windows_take_the_direct_path(length, padded, short, monkeypatch):
+    assert LONG_WINDOWS * 4 == 16
+    x, _ = window(length, 5)
+    masked = torch.stack([torch.randperm(9)[:5] for _ in range(3)])
+    model, token = make(long_bag=4, piece=3), torch.randn(16, dtype=torch.float64)
+    valid = torch.arange(length) < torch.tensor([[12], [9], [10]]) if padded else None
+    want = make(long_bag=1000)(x, valid, masked, token)
+    taken = []
+    monkeypatch.setattr(aggregator, "first_layer", lambda *a: taken.append(1) or masked_windows.first_layer(*a))
+    cls, tokens = model.masked_tokens(x, masked, token, valid)
+    assert bool(taken) is short
+    torch.testing.assert_close(cls, want[0], atol=1e-10, rtol=1e-9)
+    torch.testing.assert_close(tokens, want[1].gather(1, masked[..., None].expand(-1, -1, 16)), atol=1e-10, rtol=1e-9)
 
 
 def test_another_width_is_refused():
     with pytest.raises(ValueError, match="11 wide"):
         make().masked_tokens(torch.randn(1, 4, 11), torch.tensor([[1]]), torch.zeros(16))
+    with pytest.raises(ValueError, match="no masked patches"):
+        make().masked_tokens(torch.randn(1, 4, 12), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(16))
 
 
 def test_spreading_has_the_right_gradient():

@@ -14,11 +14,11 @@ from typing import Any
 
 from gimp_ray import cli, pipeline
 from gimp_ray.config import Config
+from gimp_ray.evaluation.by_kind import METRICS
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
 from gimp_ray.run_folder import RunFolder
 from gimp_ray.sweeps import on_tune, trial
-from gimp_ray.sweeps.measure import METRICS
 from gimp_ray.tasks import GimpPretraining
 
 real = on_tune._trainable
@@ -42,7 +42,7 @@ class Waiting(GimpPretraining):
 
 def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples: int) -> dict[str, Any]:
     """Instead of a probe: the masking ratio."""
-    return {name: {"value": config.mask.ratio, "low": None, "high": None} for name in METRICS}
+    return {name: {"value": config.mask.ratio, "low": None, "high": None} for name in METRICS["class"]}
 
 
 def trainable(setting: trial.Setting, config: dict[str, Any]) -> None:

@@ -14,10 +14,11 @@ from gimp_ray.engine.protocol import World
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.run_folder import RunFolder, read_json, write_json
-from gimp_ray.tasks.method_start import CAN_START, made_for_outputs
+from gimp_ray.tasks.method_start import CAN_START, made_for_outputs, start_from
 from gimp_ray.tasks.methods import METHODS, Sizes
+from gimp_ray.tasks.planned import patients_of
 from gimp_ray.tasks.supervised import Supervised
-from gimp_ray.weights import load_weights, part
+from gimp_ray.weights import load_weights, part, save_weights
 from tests.conftest import changed
 
 CPU = torch.device("cpu")
@@ -52,17 +53,34 @@ def trained(tiny: Config, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", CAN_START)
 def test_what_is_made_for_the_outputs_is_the_last_layer_and_what_belongs_to_a_class(name: str) -> None:
-    found = made_for_outputs(METHODS[name], Sizes(24, 0, 3), OPTIONS[name])
-    own = {
-        "abmil": {"classify.weight", "classify.bias"},
-        "dsmil": {"instances.weight", "instances.bias", "classify.weight", "classify.bias"},
-        "clam_sb": {"classify.weight", "classify.bias", "instance_classifiers.3.weight", "instance_classifiers.3.bias"},
-        "transmil": {"classify.weight", "classify.bias"},
-    }
-    names = set(METHODS[name].build(Sizes(24, 0, 3), OPTIONS[name]).state_dict())
-    assert found and names - found, "something is made for the outputs, and something is not"
-    if name in own:
-        assert found == own[name]
+    names = list(METHODS[name].build(Sizes(24, 0, 3), OPTIONS[name]).state_dict())
+    for_outputs = made_for_outputs(METHODS[name], Sizes(24, 0, 3), OPTIONS[name])
+    found = {tensor for tensor in names if for_outputs(tensor)}
+    assert found and set(names) - found, "something is made for the outputs, and something is not"
+    of_a_class = {tensor for tensor in names if tensor.startswith(("classify", "instance"))}
+    if name in ("abmil", "dsmil", "clam_sb", "transmil"):
+        assert found == of_a_class
+    if name == "clam_mb":
+        assert found - of_a_class and all("attention" in tensor or "score" in tensor for tensor in found - of_a_class)
+
+
+@pytest.mark.parametrize("name", ["abmil", "clam_sb", "clam_mb"])
+@pytest.mark.parametrize(("before", "after"), [(5, 2), (2, 5), (2, 2)])
+def test_classes_of_another_target_are_all_fresh_however_many_there_are(
+    name: str, before: int, after: int, tmp_path: Path
+) -> None:
+    method, options, file = METHODS[name], OPTIONS[name], tmp_path / "model.safetensors"
+    torch.manual_seed(0)
+    trained = method.build(Sizes(24, 0, before), options).state_dict()
+    save_weights(file, {f"net.{key}": value for key, value in trained.items()})
+    torch.manual_seed(1)
+    network = method.build(Sizes(24, 0, after), options)
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    for_outputs = made_for_outputs(method, Sizes(24, 0, after), options)
+    start_from(network, file, {"target": {"kind": "class", "column": "other"}}, {"kind": "class"}, for_outputs)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, own[key] if for_outputs(key) else trained[key]), key
+        assert for_outputs(key) == key.startswith(("classify", "instance")) or name == "clam_mb"
 
 
 def test_all_but_the_outputs_is_kept_for_another_target(tiny: Config, trained: Path) -> None:
@@ -82,7 +100,7 @@ def test_the_outputs_are_kept_for_the_same_target_and_not_for_another_of_as_many
     same = task_of(config_of(tiny, method__init=str(trained), target__kind="survival")).build(CPU).state_dict()
     assert torch.equal(same["classify.weight"], weights["classify.weight"])
     card = read_json(trained.with_suffix(".json"))
-    write_json(trained.with_suffix(".json"), card | {"target": card["target"] | {"bins": [1.0, 2.0, 3.0, 4.0, 5.0]}})
+    write_json(trained.with_suffix(".json"), card | {"target": card["target"] | {"time_edges": [1.0, 2.0, 3.0]}})
     other = task_of(config_of(tiny, method__init=str(trained), target__kind="survival")).build(CPU).state_dict()
     assert other["classify.weight"].shape == weights["classify.weight"].shape
     assert not torch.equal(other["classify.weight"], weights["classify.weight"])
@@ -114,3 +132,20 @@ def test_a_model_that_saw_held_out_patients_is_refused(tiny: Config, trained: Pa
     other_fold = config_of(tiny, method__init=str(trained), split__fold=1)
     with pytest.raises(InputError, match="trained on patients that this run validates or tests on"):
         task_of(other_fold).preflight()
+
+
+def test_what_a_chain_of_models_saw_is_known_by_its_patients(tiny: Config, trained: Path) -> None:
+    seen = read_json(trained.with_suffix(".json"))
+    assert set(seen["patients"]) and set(seen["trained_on"]) == set(task_of(config_of(tiny)).parts["train"])
+    # the first model's store had other ids for the same patients, and one that this store does not hold out
+    held_out = task_of(config_of(tiny)).parts["test"][0]
+    card = seen | {"trained_on": ["elsewhere-1"], "patients": ["elsewhere"]}
+    write_json(trained.with_suffix(".json"), card)
+    task = task_of(config_of(tiny, method__init=str(trained)))
+    task.preflight()
+    exported = task.seen_in_training(str(trained))
+    assert {"elsewhere-1", *task.parts["train"]} == set(exported["trained_on"])
+    assert "elsewhere" in exported["patients"]
+    write_json(trained.with_suffix(".json"), card | {"patients": patients_of(task.store, [held_out])})
+    with pytest.raises(InputError, match="trained on patients that this run validates or tests on"):
+        task_of(config_of(tiny, method__init=str(trained))).preflight()

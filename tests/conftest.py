@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 # before torch is imported anywhere: two test machines' worth of threads help nothing on small tensors
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,6 +29,10 @@ TINY: dict[str, Any] = {
     "feed": {"ahead": 1, "threads": 1},
 }
 
+
+# how fast a machine is must not fail a test
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # the second tier (`make test-slow`): real servers, killed processes, hundreds of inputs
 SLOW = (

@@ -167,6 +167,12 @@ class MethodConfig(Section):
         description="a trained model (.safetensors) of the same method, on patches alone, whose weights it starts from",
     )
     batch_size: int | None = Field(None, ge=1, description="cases in a worker's mini-batch; unset: as its recipe says")
+    l1: float | None = Field(
+        None,
+        ge=0,
+        description="penalty on absolute weights: of the gene network (PORPOISE: and of the fusion), of all where "
+        "there is one modality; unset: as its recipe says",
+    )
     train: StageTrainConfig = StageTrainConfig()
 
     @field_validator("name")

@@ -31,6 +31,9 @@ class TrainConfig(Section):
     )
     optimizer: Optimizer = Field("adamw", description="adamw, adam or radam")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="decay of the optimiser's two running means")
+    lookahead: int = Field(
+        0, ge=0, description="optimiser steps after which the weights go back half the way to slow ones; 0: never"
+    )
     schedule: Schedule = Field("cosine", description="after the warm-up: cosine or linear to zero, or constant")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps with a linear warm-up")
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
@@ -46,6 +49,13 @@ class TrainConfig(Section):
     cpus_per_worker: float = Field(1, gt=0, description="logical CPUs Ray reserves for each worker")
     threads: int = Field(0, ge=0, description="torch threads of a worker; 0: the host's cores shared among its workers")
     max_failures: int = Field(3, ge=-1, description="automatic restarts from the last checkpoint after a failure")
+    patience: int = Field(
+        0,
+        ge=0,
+        description="end a stage after this many epochs of which none was better on validation; 0: all epochs. The "
+        "best epoch is kept either way",
+    )
+    min_epochs: int = Field(0, ge=0, description="epochs that patience lets pass before it ends a stage")
     log_every: int = Field(10, ge=1, description="optimiser steps between two lines of the metrics log")
     skip_bad_batches: int = Field(
         0, ge=0, description="optimiser steps a stage may skip because a loss or gradient is not finite; 0: it stops"
@@ -79,12 +89,15 @@ class StageTrainConfig(Section):
     weight_decay: float | None = Field(None, ge=0)
     optimizer: Optimizer | None = None
     betas: tuple[Beta, Beta] | None = None
+    lookahead: int | None = Field(None, ge=0)
     schedule: Schedule | None = None
     warmup: float | None = Field(None, ge=0, lt=1)
     clip_norm: float | None = Field(None, ge=0)
     accumulate: int | None = Field(None, ge=1)
     precision: Precision | None = None
     compile: bool | None = None
+    patience: int | None = Field(None, ge=0)
+    min_epochs: int | None = Field(None, ge=0)
     stop_after: int | None = Field(None, ge=1)
     log_every: int | None = Field(None, ge=1)
 

@@ -24,7 +24,9 @@ class Recipe:
         title: its name in tables.
         paper: where it was published; empty for a plain reference of this project.
         needs: modalities it reads: `patches`, `genes`.
-        epochs, lr, weight_decay, optimizer, betas, schedule, warmup, clip_norm, accumulate: keys of `train`.
+        epochs, lr, weight_decay, optimizer, betas, lookahead, schedule, warmup, clip_norm, accumulate, patience,
+            min_epochs: keys of `train`.
+        l1: see `method.l1`.
         batch_size: cases in a worker's mini-batch.
         kinds: kinds of target it can learn.
         why_not: why it cannot learn the others.
@@ -39,10 +41,14 @@ class Recipe:
     weight_decay: float = 1e-5
     optimizer: str = "adam"
     betas: tuple[float, float] = (0.9, 0.999)
+    lookahead: int = 0
     schedule: str = "constant"
     warmup: float = 0.0
     clip_norm: float = 0.0
     accumulate: int = 1
+    patience: int = 0
+    min_epochs: int = 0
+    l1: float = 0.0
     batch_size: int = 1
     kinds: tuple[str, ...] = ALL_KINDS
     why_not: str = ""
@@ -51,12 +57,39 @@ class Recipe:
     @property
     def training(self) -> dict[str, Any]:
         """Its keys of `train`."""
-        keys = ("epochs", "lr", "weight_decay", "optimizer", "betas", "schedule", "warmup", "clip_norm", "accumulate")
-        return {key: getattr(self, key) for key in keys}
+        return {key: getattr(self, key) for key in _TRAINING}
 
 
-_CLAM = "Lu et al., Nature Biomedical Engineering 2021"
-_CLAM_KINDS = "its clustering of patches needs the one class that a case has"
+_TRAINING = (
+    "epochs",
+    "lr",
+    "weight_decay",
+    "optimizer",
+    "betas",
+    "lookahead",
+    "schedule",
+    "warmup",
+    "clip_norm",
+    "accumulate",
+    "patience",
+    "min_epochs",
+)
+
+
+def _clam(title: str) -> Recipe:
+    """Either CLAM."""
+    return Recipe(
+        title,
+        "Lu et al., Nature Biomedical Engineering 2021",
+        IMAGE,
+        epochs=200,
+        lr=2e-4,
+        patience=20,
+        min_epochs=50,
+        kinds=("class",),
+        why_not="its clustering of patches needs the one class that a case has",
+    )
+
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -70,13 +103,22 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             weight_decay=1e-3,
             betas=(0.5, 0.9),
             schedule="cosine",
+            patience=10,
             kinds=("class", "labels"),
             why_not="its instance stream scores patches for a class each, which time bins and risks are not",
         ),
-        "clam_sb": Recipe("CLAM-SB", _CLAM, IMAGE, epochs=200, lr=2e-4, kinds=("class",), why_not=_CLAM_KINDS),
-        "clam_mb": Recipe("CLAM-MB", _CLAM, IMAGE, epochs=200, lr=2e-4, kinds=("class",), why_not=_CLAM_KINDS),
+        "clam_sb": _clam("CLAM-SB"),
+        "clam_mb": _clam("CLAM-MB"),
         "transmil": Recipe(
-            "TransMIL", "Shao et al., NeurIPS 2021", IMAGE, epochs=200, lr=2e-4, optimizer="radam", accumulate=2
+            "TransMIL",
+            "Shao et al., NeurIPS 2021",
+            IMAGE,
+            epochs=200,
+            lr=2e-4,
+            optimizer="radam",
+            lookahead=6,
+            accumulate=2,
+            patience=10,
         ),
         "mean_pool": Recipe("Mean pool + MLP", "SiMLP, arXiv 2502.20823", IMAGE, epochs=50, lr=1e-4),
         "logistic": Recipe("Linear on genes", "", GENES, epochs=100, lr=1e-3, weight_decay=1e-3, batch_size=32),
@@ -97,7 +139,9 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             clip_norm=1.0,
             batch_size=32,
         ),
-        "porpoise": Recipe("PORPOISE", "Chen et al., Cancer Cell 2022", JOINT, epochs=20, lr=2e-4, accumulate=32),
+        "porpoise": Recipe(
+            "PORPOISE", "Chen et al., Cancer Cell 2022", JOINT, epochs=20, lr=2e-4, accumulate=32, l1=1e-5
+        ),
         "pathomic": Recipe(
             "Pathomic Fusion",
             "Chen et al., IEEE TMI 2020",
@@ -108,6 +152,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             betas=(0.5, 0.999),
             schedule="linear",
             accumulate=32,
+            l1=3e-4,
         ),
         "mcat": Recipe("MCAT", "Chen et al., ICCV 2021", JOINT, epochs=20, lr=2e-4, accumulate=32, sets=True),
         "concat": Recipe(

@@ -101,6 +101,8 @@ class _Stage:
         )
         self.pace = Pace(0, self.plan.steps(self.position, max(self.limit, self.position), world.size), world.size)
         self.background = Background()
+        if self.in_vain:
+            self.limit = self.position
         self.behind = False  # whether the run's folder, in object storage, lacks what is here
 
     def best_file(self, epoch: int) -> Path:
@@ -111,11 +113,19 @@ class _Stage:
     def epochs_done(self) -> int:
         return self.position // self.plan.mini_batches
 
+    @property
+    def in_vain(self) -> bool:
+        """Whether the last `patience` epochs were none better on validation, the same on all ranks."""
+        patience, done = self.settings.patience, self.epochs_done
+        if not patience or self.best_epoch is None or done < self.settings.min_epochs:
+            return False
+        return done - 1 - self.best_epoch >= patience
+
 
 def train(
     task: TrainTask, world: World, run: RunFolder, saving: Saving, batches: Batches, report: Report | None = None
 ) -> str:
-    """Train a stage to its end, or to `stop_after`.
+    """Train a stage to its end, which `patience` may bring early, or to `stop_after`.
 
     Args:
         task: what is trained.
@@ -155,7 +165,7 @@ def _train(
         if world.rank == 0 and stage.behind:
             _bring(stage)
         return "preempted"
-    if stage.position < task.plan.positions:
+    if stage.position < task.plan.positions and not stage.in_vain:
         if world.rank == 0:
             _bring(stage)
         return "stopped"
@@ -329,6 +339,8 @@ def _end_epoch(stage: _Stage, report: Report | None) -> None:
     if stage.world.rank == 0:
         shown = {name: round(value, 4) for name, value in (means | figures).items()}
         print(f"{stage.task.name} epoch {epoch + 1}/{stage.settings.epochs} {shown} {timing}", flush=True)
+    if stage.in_vain:
+        stage.limit = stage.position
     if stage.position >= stage.limit or (epoch + 1) % stage.saving.every_epochs == 0 or _due(stage):
         _save(stage)
     elif stage.world.rank == 0:
@@ -448,11 +460,24 @@ def _finish(stage: _Stage) -> None:
         card |= {"stage": stage.task.name, "epochs": stage.settings.epochs, "best_epoch": stage.best_epoch}
         if stage.skipped:
             card["skipped_batches"] = stage.skipped
+        if stage.position < stage.plan.positions:
+            card["ended_after"] = stage.epochs_done
+            _say_ended(stage)
         write_json(stage.run.model_card(stage.task.name), card)
         save_weights(stage.run.model_file(stage.task.name), weights)
         _bring(stage)
     if stage.world.size > 1:
         dist.barrier()
+
+
+def _say_ended(stage: _Stage) -> None:
+    assert stage.best_epoch is not None
+    print(
+        f"note: {stage.task.name} ended after {stage.epochs_done} of {stage.settings.epochs} epochs: none of the last "
+        f"{stage.epochs_done - 1 - stage.best_epoch} was better on validation than epoch {stage.best_epoch + 1} "
+        "(train.patience)",
+        flush=True,
+    )
 
 
 def _distribute(model: nn.Module, world: World, in_turn: bool) -> nn.Module:

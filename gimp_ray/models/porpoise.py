@@ -16,7 +16,7 @@ Adapted:
   which was run.
 - Batches of bags with a mask in place of one bag a step.
 
-Left out: the L1 penalty, which belongs to the objective.
+Left out: the L1 penalty, which is `method.l1`.
 
 Shape suffixes: B batch, N patches, E patch embedding width, G genes, D hidden width, C classes.
 """

@@ -1,7 +1,7 @@
 """The self-normalising network: the usual gene encoder of image-omic models, and the row GroupMSA is compared with.
 
-In here: Linear -> ELU -> AlphaDropout blocks, as PORPOISE and MCAT use them. Left out: their L1 penalty, which belongs
-to the objective.
+In here: Linear -> ELU -> AlphaDropout blocks, as PORPOISE and MCAT use them. Left out: their L1 penalty, which is
+`method.l1`.
 """
 
 from collections.abc import Sequence

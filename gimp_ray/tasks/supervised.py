@@ -81,6 +81,7 @@ class Supervised(LabelledTask):
             )
         self._check_start()
         self._check_options()
+        self._check_patience()
         notes = self.notes_on_target()
         if self._gene_settings.select_by != self.config.genes.select_by:
             notes.append("genes are scored by variance: f_score needs classes with several cases each")
@@ -118,9 +119,15 @@ class Supervised(LabelledTask):
         return network
 
     def loss(self, model: nn.Module, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:
-        phase = self._enter(model, batch)
+        loss, parts = self._data_loss(model, self._scaled(batch), self._enter(model, batch))
+        if not self._l1:
+            return loss, parts
+        penalty = self._l1 * self.method.absolute_weights(_bare(model))
+        return loss + penalty, parts | {"loss_l1": penalty}
+
+    def _data_loss(self, model: nn.Module, batch: Tensors, phase: Phase) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's loss of a mini-batch of scaled genes, which may be mixed."""
         loss = self.method.loss(phase, self.options)
-        batch = self._scaled(batch)
         if not self._mixes:
             return loss(self.target, answer(model, self.needs, batch), batch)
         alpha = self.config.genes.mixup
@@ -179,13 +186,18 @@ class Supervised(LabelledTask):
         """The phase of a mini-batch; a network whose parts are trained in turn is told its name."""
         if self.in_turn:
             self.phase_number = int(batch["phase"])
-            network: Any = getattr(model, "module", model)  # as it is without DistributedDataParallel
+            network: Any = _bare(model)
             network.set_stage(self.phase.name)
         return self.phase
 
     def _scaled(self, batch: Tensors) -> Tensors:
         """The batch with its genes as the network sees them."""
         return batch if self.gene_input is None else batch | {"genes": self.gene_input(batch["genes"])}
+
+    @property
+    def _l1(self) -> float:
+        l1 = self.config.method.l1
+        return self.recipe.l1 if l1 is None else l1
 
     @property
     def _mixes(self) -> bool:
@@ -241,6 +253,16 @@ class Supervised(LabelledTask):
         refuse_other_method(name, file, card)
         self.refuse_leak(card, init)
 
+    def _check_patience(self) -> None:
+        """Refuse to end a method early whose later parts would then never be trained."""
+        if self.in_turn and self.settings.patience:
+            raise ConfigError(
+                f"method '{self.config.method.name}' trains its parts one after another and must not end early",
+                expected="method.train.patience: 0",
+                found=str(self.settings.patience),
+                fix="set method.train.patience to 0; the best epoch on validation is kept all the same",
+            )
+
     def _check_options(self) -> None:
         """Build the network once where options were given, to refuse impossible values before workers start."""
         if not self.options:
@@ -254,3 +276,9 @@ class Supervised(LabelledTask):
                 found=str(error).splitlines()[0],
                 fix="correct method.options; docs/methods.md says what each method takes",
             ) from None
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The network without DistributedDataParallel."""
+    bare: nn.Module = getattr(model, "module", model)
+    return bare

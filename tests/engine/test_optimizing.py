@@ -16,7 +16,7 @@ from gimp_ray.engine.optimizing import learning_rate, make_optimizer
 
 def settings(**values):
     plain = {"lr": 1.0, "warmup": 0.1, "weight_decay": 0.3, "optimizer": "adamw", "betas": (0.9, 0.999)}
-    return SimpleNamespace(**(plain | {"schedule": "cosine"} | values))
+    return SimpleNamespace(**(plain | {"lookahead": 0, "schedule": "cosine"} | values))
 
 
 def test_the_learning_rate_warms_up_then_falls_as_a_cosine() -> None:
@@ -77,8 +77,34 @@ def test_radam_is_rectified_adam() -> None:
     assert model.weight.item() == pytest.approx(start - 0.1 * 0.25)
 
 
+def test_lookahead_takes_the_weights_half_the_way_back_to_slow_ones() -> None:
+    """By hand: RAdam's first steps are lr * mean gradient, 0.1 each; each third step the slow weight moves half way."""
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = make_optimizer(model, settings(optimizer="radam", lr=0.1, weight_decay=0.0, lookahead=3))
+    slow = fast = model.weight.item()
+    for number in range(1, 6):
+        model.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+        fast -= 0.1
+        if number == 3:
+            slow += (fast - slow) / 2
+            fast = slow
+        assert model.weight.item() == pytest.approx(fast, abs=1e-6), number
+    assert optimizer.state[model.weight]["slow"].item() == pytest.approx(slow, abs=1e-6)
+
+
+def test_lookahead_leaves_weights_without_a_gradient_alone() -> None:
+    model = nn.Linear(1, 1)
+    optimizer = make_optimizer(model, settings(optimizer="adam", lookahead=1))
+    model.weight.grad = torch.ones(1, 1)
+    bias = model.bias.item()
+    optimizer.step()
+    assert model.bias.item() == bias and not optimizer.state[model.bias]
+
+
+@pytest.mark.parametrize("ahead", [0, 3])
 @pytest.mark.parametrize("name", ["adamw", "adam", "radam"])
-def test_an_optimiser_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name: str, tmp_path: Path) -> None:
+def test_an_optimiser_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name: str, ahead: int, tmp_path: Path) -> None:
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
         torch.manual_seed(number)
         optimizer.zero_grad()
@@ -88,7 +114,7 @@ def test_an_optimiser_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name: s
     def fresh() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
-        return model, make_optimizer(model, settings(optimizer=name, lr=0.01))
+        return model, make_optimizer(model, settings(optimizer=name, lr=0.01, lookahead=ahead))
 
     whole, optimizer = fresh()
     for number in range(8):

@@ -112,10 +112,13 @@ def test_every_method_has_a_recipe_and_the_page_says_what_it_is() -> None:
         title, _, paper, kinds = (cell.strip() for cell in about[name])
         assert title == recipe.title and paper in (recipe.paper or "-", "the same")
         assert kinds == ", ".join(recipe.kinds)
-        optimizer, lr, decay, epochs, schedule, batch = settings[name].split(" | ")
+        optimizer, lr, decay, epochs, schedule, batch, l1 = settings[name].split(" | ")
         assert optimizer.split(",")[0] == recipe.optimizer and schedule.split(",")[0] == recipe.schedule
         assert ("betas" in optimizer) == (recipe.betas != (0.9, 0.999))
-        assert [float(lr), float(decay), float(epochs)] == [recipe.lr, recipe.weight_decay, recipe.epochs]
+        assert ([int(steps) for steps in re.findall(r"lookahead (\d+)", optimizer)] or [0]) == [recipe.lookahead]
+        most, patience, least = re.fullmatch(r"(\d+)(?:, patience (\d+)(?: from (\d+))?)?", epochs).groups("0")
+        assert [int(most), int(patience), int(least)] == [recipe.epochs, recipe.patience, recipe.min_epochs]
+        assert [float(lr), float(decay), float(l1)] == [recipe.lr, recipe.weight_decay, recipe.l1]
         sizes = [int(number) for number in batch.split(" x ")]
         assert sizes == ([recipe.batch_size, recipe.accumulate] if recipe.accumulate > 1 else [recipe.batch_size])
 
@@ -180,10 +183,51 @@ def test_gradients_reach_every_parameter(tiny: Config, gene_sets: str, name: str
         assert silent == wanted
 
 
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("porpoise", ("genes.", "fusion.")),
+        ("pathomic", ("genes.",)),
+        ("mcat", ("genes.",)),
+        ("snn", ("",)),
+        ("abmil", ("",)),
+    ],
+)
+def test_l1_adds_the_absolute_weights_of_the_parts_it_is_about(
+    tiny: Config, gene_sets: str, name: str, parts: tuple[str, ...]
+) -> None:
+    plain, penalised = (task_of(config_of(tiny, name, gene_sets, 0.0, method__l1=l1)) for l1 in (0, 0.5))
+    network, batch = plain.build(CPU), first_batch(plain)
+    penalised.build(CPU)
+    before, _ = plain.loss(network, batch)
+    after, shown = penalised.loss(network, batch)
+    wanted = 0.5 * sum(float(p.detach().abs().sum()) for n, p in network.named_parameters() if n.startswith(parts))
+    assert (
+        float((after - before).detach())
+        == pytest.approx(wanted, rel=1e-4)
+        == pytest.approx(float(shown["loss_l1"].detach()), rel=1e-4)
+    )
+    assert task_of(config_of(tiny, name, gene_sets))._l1 == RECIPES[name].l1, "unset, it is the recipe's"
+
+
+def test_l1_leaves_what_is_frozen_alone(tiny: Config, gene_sets: str) -> None:
+    task = task_of(config_of(tiny, "pathomic", gene_sets, 0.0, method__l1=0.5))
+    network = task.build(CPU)
+    _, shown = task.loss(network, first_batch(task) | {"phase": torch.tensor([1])})
+    assert float(shown["loss_l1"].detach()) == 0
+
+
+def test_a_method_whose_parts_are_trained_in_turn_must_not_end_early(tiny: Config, gene_sets: str) -> None:
+    config = config_of(tiny, "pathomic", gene_sets, method__train={"patience": 2})
+    with pytest.raises(ConfigError, match="one after another"):
+        task_of(config).preflight()
+
+
 @pytest.mark.slow
 @every_method
 def test_a_tiny_set_is_learned_by_heart(tiny: Config, gene_sets: str, name: str) -> None:
-    more = {"method__train": {"epochs": 40, "lr": 5e-3, "accumulate": 1, "schedule": "constant"}, "genes__mixup": 0}
+    train = {"epochs": 40, "lr": 5e-3, "accumulate": 1, "schedule": "constant", "patience": 0}
+    more = {"method__train": train, "method__l1": 0, "genes__mixup": 0}
     config = config_of(tiny, name, gene_sets, dropout=0.0, **more)
     run, task = trained(config, every_epochs=40), task_of(config)
     last = checkpoint_folders(run.checkpoints("finetune"))[-1] / "state.safetensors"

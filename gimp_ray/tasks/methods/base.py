@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gimp_ray.config import Config
@@ -90,6 +91,7 @@ class Method:
         fragments: how many fragments gene sets are laid out in, from the config; None where sets are not used. One a
             set keeps each set's genes together.
         mixup: whether `genes.mixup` mixes the genes of a mini-batch.
+        penalised: parts of the network whose weights `method.l1` is about; all of it where none is named.
     """
 
     network: Callable[..., nn.Module]
@@ -98,6 +100,7 @@ class Method:
     defaults: Callable[[Config], Options] | None = None
     fragments: Callable[[Config], int] | None = None
     mixup: bool = False
+    penalised: tuple[str, ...] = ()
 
     @property
     def network_options(self) -> tuple[str, ...]:
@@ -136,6 +139,14 @@ class Method:
     def loss(self, phase: Phase, options: Mapping[str, Any]) -> Loss:
         """The phase's loss under the run's options."""
         return partial(phase.loss, **{name: options[name] for name in _with_default(phase.loss) if name in options})
+
+    def absolute_weights(self, network: nn.Module) -> Tensor:
+        """(), the sum of absolute weights that `method.l1` is about, without those that are frozen."""
+        parts = [getattr(network, name) for name in self.penalised] or [network]
+        return sum(
+            (weight.abs().sum() for part in parts for weight in part.parameters() if weight.requires_grad),
+            start=torch.zeros((), device=next(network.parameters()).device),
+        )
 
     def phase_at(self, share: float) -> int:
         """Number of the phase that is on when a share of the training is done."""

@@ -63,9 +63,11 @@ _IN_TURN = (
 )
 
 JOINT_METHODS: Mapping[str, Method] = {
-    "porpoise": Method(Porpoise, _SIZES),
-    "pathomic": Method(PathomicFusion, _SIZES, _IN_TURN),
-    "mcat": Method(mcat, ("patch_dim", "num_genes", "sets", "outputs"), fragments=_one_a_set),
-    "concat": Method(ConcatMIL, _SIZES),
-    "late_fusion": Method(LateFusion, _SIZES, (Phase(both_alone, mean_of_both),)),
+    "porpoise": Method(Porpoise, _SIZES, penalised=("genes", "fusion")),
+    "pathomic": Method(PathomicFusion, _SIZES, _IN_TURN, penalised=("genes",)),
+    "mcat": Method(mcat, ("patch_dim", "num_genes", "sets", "outputs"), fragments=_one_a_set, penalised=("genes",)),
+    "concat": Method(ConcatMIL, _SIZES, penalised=("genes",)),
+    "late_fusion": Method(
+        LateFusion, _SIZES, (Phase(both_alone, mean_of_both),), penalised=("genes", "classify_genes")
+    ),
 }

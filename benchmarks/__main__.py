@@ -13,15 +13,17 @@
 
 Contestants take turns in one run; figures are medians with least and most. `--quick` shows in a minute that all of it
 works, `--device cuda --bf16` measures a GPU, `--out FILE` writes JSON, `--docs` puts the tables into
-docs/performance.md. Of `epoch`, `--skip-train-step` leaves reading alone and `--in-memory` leaves it out. The reference
-trainer is `_reference_model.py` with `_reference_bags.py`. Other benchmarks are programs of their own: `store`,
-`engine`, `sweeps`, `whole_bag`, `feed_cache`, `manifest`, `scaling`, `real_nsclc`.
+docs/performance.md, `--from FILE` makes the tables of an earlier run's JSON anew. Of `epoch`, `--skip-train-step`
+leaves reading alone and `--in-memory` leaves it out. The reference trainer is `_reference_model.py` with
+`_reference_bags.py`. Other benchmarks are programs of their own: `store`, `engine`, `sweeps`, `whole_bag`,
+`feed_cache`, `manifest`, `scaling`, `real_nsclc`.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import os
 import sys
 import tempfile
@@ -302,17 +304,32 @@ def main() -> None:
     switches.add_argument("--in-memory", action="store_true", help="epoch: one batch again and again")
     parser.add_argument("--rounds", type=int, help="repeats of everything")
     parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument("--from", type=Path, dest="earlier", help="measure nothing: tables of this JSON")
     parser.add_argument("--docs", action="store_true", help="put the tables into docs/performance.md")
     options = parser.parse_args()
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         parser.error(f"no part '{unknown[0]}'; parts are {', '.join(PARTS)}")
+    result = json.loads(options.earlier.read_text(encoding="utf-8")) if options.earlier else measured(options)
+    for name, text in _speed_tables.sections(result).items():
+        print(f"\n## {name}\n\n{text}")
+        if options.docs:
+            replace_section(DOCS, name, text)
+
+
+def measured(options: argparse.Namespace) -> Found:
+    """The figures of the parts that were asked for; written after each part."""
     scale = QUICK if options.quick else Scale()
     if options.rounds:
         scale = Scale(**vars(scale) | {"rounds": options.rounds, "long_rounds": options.rounds})
     where = Where(torch.device(options.device), options.bf16)
     switch = "skip-train-step" if options.skip_train_step else "in-memory" if options.in_memory else "all"
-    result: Found = {"date": datetime.date.today().isoformat(), "machine": about(where), "scale": asdict(scale)}
+    result: Found = {
+        "date": datetime.date.today().isoformat(),
+        "command": command_of(sys.argv[1:]),
+        "machine": about(where),
+        "scale": asdict(scale),
+    }
     with tempfile.TemporaryDirectory(prefix="speed-benchmark-") as folder:
         asked = Asked(scale, where, switch, Path(folder))
         for part in options.parts or PARTS:
@@ -321,11 +338,15 @@ def main() -> None:
             print(f"{part}: done", file=sys.stderr, flush=True)
             if options.out is not None:
                 write_json(options.out, result)
-    command = "python -m benchmarks " + " ".join(sys.argv[1:]).replace(" --docs", "").replace("--docs", "")
-    for name, text in _speed_tables.sections(result, command.strip()).items():
-        print(f"\n## {name}\n\n{text}")
-        if options.docs:
-            replace_section(DOCS, name, text)
+    return result
+
+
+def command_of(arguments: list[str]) -> str:
+    """The command that measures the same, without where its figures go."""
+    kept = list(arguments)
+    if "--out" in kept:
+        del kept[kept.index("--out") : kept.index("--out") + 2]
+    return " ".join(["python -m benchmarks", *(word for word in kept if word != "--docs" and "--out=" not in word)])
 
 
 if __name__ == "__main__":

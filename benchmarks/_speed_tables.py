@@ -2,20 +2,111 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 Found = dict[str, Any]
 
 
-def sections(result: Found, command: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class Target:
+    """A figure that was wanted.
+
+    Attributes:
+        what: is measured.
+        part: of the benchmark.
+        cpu, gpu: what was wanted of it on 2 cores and on an H200.
+        of: the figure in the part's results.
+        at_most: whether less is better.
+        unit: behind the figure.
+    """
+
+    what: str
+    part: str
+    cpu: float
+    gpu: float
+    of: Callable[[Found], Found]
+    at_most: bool = False
+    unit: str = " x"
+
+
+def _times(*keys: str) -> Callable[[Found], Found]:
+    """The reference's seconds over ours under some keys."""
+
+    def of(part: Found) -> Found:
+        for key in keys:
+            part = part[key]
+        found: Found = part["times"]["reference"]
+        return found
+
+    return of
+
+
+def _epochs(part: Found) -> Found:
+    """Of the faster of the reference's two loaders."""
+    found: Found = min(part["times"].values(), key=lambda one: one["median"])
+    return found
+
+
+def _exponent(key: str) -> Callable[[Found], Found]:
+    return lambda part: dict.fromkeys(("median", "min", "max"), part[key])
+
+
+def _apart(part: Found) -> Found:
+    """Seconds of an epoch of the longest bags over those of the shortest."""
+    by_bag = {int(patches): seconds for patches, seconds in part["epoch_seconds_by_bag"].items()}
+    return dict.fromkeys(("median", "min", "max"), by_bag[max(by_bag)] / by_bag[min(by_bag)])
+
+
+TARGETS = (
+    Target("Nystrom attention, forward", "attention", 2, 4, _times("forward")),
+    Target("Nystrom attention, forward and backward", "attention", 1.5, 3, _times("forward, backward")),
+    Target("pre-training step, batch in memory", "step", 1.5, 3, _times()),
+    Target("pre-training epoch with reading, the faster of the peers' loaders", "epoch", 2, 8, _epochs),
+    Target("fine-tuning step, a bag of 15,000", "finetune", 1.5, 4, _times("one")),
+    Target("GroupMSA, 60,480 genes, batch 32, forward and backward", "genes", 2, 2, _times()),
+    Target("peak memory of a pre-training step", "memory", 0.6, 0.5, lambda part: part["share"], True),
+    Target("exponent of a step's seconds in L", "growth", 1.05, 1.05, _exponent("exponent_of_length"), True, ""),
+    Target("exponent of a step's memory in L", "growth", 1.05, 1.05, _exponent("exponent_of_memory"), True, ""),
+    Target("exponent of GroupMSA's seconds in G", "growth", 1.05, 1.05, _exponent("exponent_of_genes"), True, ""),
+    # independence has no figure: a tenth is the spread of an epoch
+    Target("an epoch of bags of 50,000 over one of bags of 8,000", "growth", 1.1, 1.1, _apart, True),
+)
+
+
+def sections(result: Found) -> dict[str, str]:
     """Markdown of every part that was measured, by section name; GPU figures have sections of their own."""
     about, scale = result["machine"], result["scale"]
     gpu = about["gpu"]
     on = f"{gpu}, {'bf16' if about['bf16'] else 'float32'}" if gpu else f"{about['cpu']}, {about['cores']} cores"
-    note = f"{on}, torch {about['torch']}, {result['date']}: `{command}`."
+    note = f"{on}, torch {about['torch']}, {result['date']}: `{result['command']}`."
     suffix = "-gpu" if gpu else ""
     made = {part: make(result[part], scale) for part, make in _PARTS.items() if part in result}
+    if all(target.part in result for target in TARGETS):
+        made = {"targets": _targets(result, bool(gpu))} | made
     return {f"speed-{part}{suffix}": f"{text}\n\n{note}" for part, text in made.items()}
+
+
+def _targets(result: Found, on_gpu: bool) -> str:
+    """What was wanted, and what was found, of every target."""
+    rows = []
+    for target in TARGETS:
+        found, wanted = target.of(result[target.part]), target.gpu if on_gpu else target.cpu
+        met = found["median"] <= wanted if target.at_most else found["median"] >= wanted
+        bound = "at most" if target.at_most else "at least"
+        rows.append(
+            [
+                f"[{target.what}](#{_ANCHORS[target.part]})",
+                f"{bound} {wanted:g}{target.unit}",
+                _span(found, 2) if not math.isclose(found["min"], found["max"]) else f"{found['median']:.2f}",
+                "met" if met else "missed",
+                *([] if on_gpu else [f"{bound} {target.gpu:g}{target.unit}", "no GPU could be had"]),
+            ]
+        )
+    head = ["against the reference", "wanted", "measured", ""]
+    return _table(head if on_gpu else [*head, "wanted on an H200", "measured there"], rows)
 
 
 def _attention(of: Found, scale: Found) -> str:
@@ -140,6 +231,15 @@ def _profile(of: Found, scale: Found) -> str:
     return f"Operators of a step of {scale['size']} windows by their own time.\n\n" + "\n\n".join(made)
 
 
+_ANCHORS = {
+    "attention": "attention",
+    "step": "a-pre-training-step",
+    "memory": "memory-of-a-step",
+    "finetune": "fine-tuning-on-whole-bags",
+    "genes": "the-gene-encoder",
+    "epoch": "a-whole-epoch",
+    "growth": "how-cost-grows",
+}
 _PARTS = {
     "attention": _attention,
     "step": _step,

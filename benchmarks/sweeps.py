@@ -1,6 +1,6 @@
 """Trials an hour of a sweep: two single-core trials at a time against one at a time.
 
-    python -m benchmarks.sweeps [--trials 6] [--epochs 20] [--rounds 2] [--out FILE.json]
+    python -m benchmarks.sweeps [--trials 6] [--epochs 80] [--rounds 1] [--out FILE.json]
 
 A synthetic cohort is ingested once; each sweep pre-trains `--trials` trials of one CPU and one torch thread on a local
 Ray that is up already, and measures each once by its probe. What is timed is the whole sweep, with the start of the
@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--cases", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=2, help="sweeps of each kind")
+    parser.add_argument("--rounds", type=int, default=1, help="sweeps of each kind")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:

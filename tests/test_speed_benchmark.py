@@ -48,7 +48,18 @@ def test_every_contestant_has_its_figures(done: tuple[dict[str, Any], str]) -> N
     assert result["limits"]["gflop"] > 0 and result["limits"]["share"]["median"] > 0
     for part in ("attention", "step", "memory", "finetune", "genes", "epoch", "phases", "growth", "limits", "profile"):
         assert f"## speed-{part}\n" in printed
+    targets = printed.partition("## speed-targets\n")[2].partition("\n\n`")[0].partition("\n## ")[0]
+    assert targets.count("| met |") + targets.count("| missed |") == 11, "every target has a verdict"
     assert str(ROOT) not in printed + json.dumps(result)
+    assert result["command"] == "python -m benchmarks --quick" and "--out" not in printed
+
+
+def test_tables_are_made_anew_from_an_earlier_run(done: tuple[dict[str, Any], str], tmp_path: Path) -> None:
+    result, printed = done
+    (tmp_path / "r.json").write_text(json.dumps(result))
+    again = run("--from", str(tmp_path / "r.json"))
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == printed
 
 
 def test_an_epoch_without_its_step_or_without_reading(tmp_path: Path) -> None:

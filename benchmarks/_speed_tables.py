@@ -84,7 +84,7 @@ def sections(result: Found) -> dict[str, str]:
     note = f"{on}, torch {about['torch']}, {result['date']}: `{result['command']}`."
     suffix = "-gpu" if gpu else ""
     made = {part: make(result[part], scale) for part, make in _PARTS.items() if part in result}
-    if all(target.part in result for target in TARGETS):
+    if all(target.part in result for target in TARGETS) and result["epoch"]["switch"] == "all":
         made = {"targets": _targets(result, bool(gpu))} | made
     return {f"speed-{part}{suffix}": f"{text}\n\n{note}" for part, text in made.items()}
 

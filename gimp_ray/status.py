@@ -377,6 +377,8 @@ def _stage_words(stage: StageStatus, status: RunStatus, now: float | None) -> st
         share = f" ({stage.step / stage.steps:.0%})" if stage.steps else ""
         words.append(f"step {stage.step}{f'/{stage.steps}' if stage.steps else ''}{share}")
     if stage.state == "done":
+        if stage.epochs and 0 < stage.epoch < stage.epochs:
+            return f"{stage.name:10}done, ended early after {words[0]}, step {stage.step}"
         return f"{stage.name:10}done, {', '.join(words)}" if stage.step else f"{stage.name:10}done"
     if status.state == "running" and stage.eta is not None and stage.logged is not None:
         left = stage.eta - ((time.time() if now is None else now) - stage.logged)

@@ -79,6 +79,14 @@ def test_a_run_in_progress_says_where_it_is(tmp_path: Path) -> None:
     assert "step 14: loss 1.25" in text and "node-1: running" in text
 
 
+def test_a_stage_that_patience_ended_is_done_and_says_so(tmp_path: Path) -> None:
+    lines = [line(10, loss=1.5, steps=40), line(10, "epoch", loss=1.6, seconds=9.0)]
+    place = a_run(tmp_path / "a", [attempt("done")], lines, done=("pretrain",))
+    found = run_status(place, now=NOW)
+    assert [stage.state for stage in found.stages if stage.name == "pretrain"] == ["done"]
+    assert "pretrain  done, ended early after epoch 1/4, step 10\n" in format_status(found) + "\n"
+
+
 def test_a_killed_run_is_silent_and_an_earlier_one_ended_without_a_word(tmp_path: Path) -> None:
     place = a_run(tmp_path / "a", [attempt(), attempt()], [line(1, loss=2.0)])
     at_work = run_status(place, now=NOW)

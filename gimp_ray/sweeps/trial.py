@@ -128,6 +128,7 @@ def _go_through(setting: Setting, record: Record, params: Params, report: Report
     rungs = rungs_of(sweep, config.stage_train(stage).epochs)
     for rung in [rung for rung in rungs if rung > at] or rungs[-1:]:
         _when_free(functools.partial(train_to, config, run, stage, rung, over=rung == rungs[-1]))
+        over = rung == rungs[-1] or run.stage_done(stage)  # before its last rung by `patience`
         figures = figures_of(config, run, stage, sweep.probe, sweep.resamples)
         if figures[sweep.metric]["value"] is None:
             raise InputError(
@@ -138,7 +139,7 @@ def _go_through(setting: Setting, record: Record, params: Params, report: Report
         seconds = round(before + time.monotonic() - begun, 1)
         record["reports"].append({"epoch": rung, "figures": figures, "seconds": seconds})
         record["reason"] = None
-        if rung == rungs[-1]:
+        if over:
             # before it is told: whatever a scheduler thinks of the last measurement, the trial is over
             record["status"] = "done"
         write_record(setting.place, record)
@@ -147,6 +148,8 @@ def _go_through(setting: Setting, record: Record, params: Params, report: Report
                 report(_told(record["reports"][-1]), folder)
         else:
             report(_told(record["reports"][-1]), None)
+        if over:
+            return
 
 
 def train_to(config: Config, run: RunFolder, stage: str, epoch: int, over: bool) -> None:

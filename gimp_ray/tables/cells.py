@@ -151,6 +151,9 @@ def _cell(
     return Cell(row, fold, seed, Step(name, "run", here, needs))
 
 
+_LATER = ("lookahead", "patience", "min_epochs")
+
+
 def _genes_key(config: Config) -> str:
     """A hash of all that stage `genes` depends on but fold and seed, which are in the folder's name."""
     trained = config.stage_train("genes").model_dump()
@@ -160,7 +163,8 @@ def _genes_key(config: Config) -> str:
         "transductive": config.split.transductive,
         "genes": {key: value for key, value in config.genes.model_dump().items() if key not in ("train", "checkpoint")},
         "dim": config.model.dim,
-        "train": {key: value for key, value in trained.items() if key not in free},
+        # what is off is left out, so that tables from before there was such a key go on
+        "train": {key: value for key, value in trained.items() if key not in free and (value or key not in _LATER)},
     }
     return hashlib.sha256(json.dumps(flatten(depends), sort_keys=True).encode()).hexdigest()[:12]
 

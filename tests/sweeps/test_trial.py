@@ -112,6 +112,21 @@ def test_a_fine_tuned_trial_is_measured_by_its_best_epoch_so_far(base: Config, t
 
 
 @pytest.mark.slow
+def test_a_trial_that_patience_ended_is_done_and_measured_once_more_at_no_later_rung(
+    base: Config, tmp_path: Path
+) -> None:
+    """At a rate of nothing no epoch is better than the first, so two of patience end it after three of six."""
+    method = {"method__name": "mean_pool", "method__options": {"hidden": [8]}, "finetune__select": "loss"}
+    train = {"epochs": 6, "patience": 2, "lr": 1e-30, "weight_decay": 0}
+    setting = made(changed(base, **method, method__train=train), tmp_path / "s", objective="finetune", rungs=[2, 4, 6])
+    told = Told()
+    run_trial(setting, begun(setting, 0, 1e-2), {"train.lr": 1e-2}, told)
+    assert told.epochs == [2, 4]
+    record = read_record(setting.place, "t000")
+    assert record["status"] == "done" and RunFolder(record["run"]).stage_done("finetune")
+
+
+@pytest.mark.slow
 def test_a_trial_of_survival_is_measured_by_its_c_index(base: Config, tmp_path: Path) -> None:
     target = {"target__kind": "survival", "method__name": "abmil", "method__options": {"dim": 16, "attention_dim": 8}}
     survival = changed(base, **target, method__train={"epochs": 2})

@@ -9,7 +9,7 @@
     phases      a step's phases one after another: read, collate, to device, forward, backward, optimiser, checkpoint
     growth      seconds by L, by G and by patches of a bag
     limits      the step against the machine's matmul rate
-    profile     operators of a step, by the path that every bag can take and by the one that is taken
+    profile     operators of a step: the reference's, ours by the path that every bag can take, and by the one taken
 
 Contestants take turns in one run; figures are medians with least and most. `--quick` shows in a minute that all of it
 works, `--device cuda --bf16` measures a GPU, `--out FILE` writes JSON, `--docs` puts the tables into
@@ -218,8 +218,8 @@ def limits(asked: Asked) -> Found:
 def profile(asked: Asked) -> Found:
     scale = asked.scale
     return {
-        name: _speed_limits.profiled(scale.length, scale.size, scale.sizes, asked.where, direct)
-        for name, direct in (("direct path", True), ("as taken", False))
+        who: _speed_limits.profiled(scale.length, scale.size, scale.sizes, asked.where, who)
+        for who in _speed_limits.PROFILED
     }
 
 

@@ -69,7 +69,7 @@ class ReferenceClassifier(nn.Module):
     def __init__(self, aggregator: ReferenceAggregator, dim: int, num_classes: int, hidden: int = 256) -> None:
         super().__init__()
         self.aggregator = aggregator
-        self.head = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU(), nn.Dropout(0.25), nn.Linear(hidden, num_classes))
+        self.head = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(0.25), nn.Linear(hidden, num_classes))
 
     def forward(self, x_BLE: Tensor) -> Tensor:
         """(B, L, E) -> logits (B, C)."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from _speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping
+from _speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
 from _store_timing import alternate, spread
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 Found = dict[str, Any]
+PROFILED = ("reference", "direct path", "as taken")
 
 
 def limits(length: int, size: int, sizes: Sizes, rounds: int, where: Where) -> Found:
@@ -47,11 +48,14 @@ def limits(length: int, size: int, sizes: Sizes, rounds: int, where: Where) -> F
     }
 
 
-def profiled(length: int, size: int, sizes: Sizes, where: Where, direct: bool, rows: int = 10) -> list[Found]:
-    """Operators of a step by their own time, the longest first: share, milliseconds, calls."""
-    ours, _ = pretraining(sizes, where)
-    batch = make_batch(size, length, sizes, where, "stored")
-    step = stepping(ours, lambda: our_loss(ours, batch, direct), where)
+def profiled(length: int, size: int, sizes: Sizes, where: Where, who: str, rows: int = 10) -> list[Found]:
+    """Operators of a step by their own time, the longest first: share, milliseconds, calls. `who`: see `PROFILED`."""
+    ours, theirs = pretraining(sizes, where)
+    batch = make_batch(size, length, sizes, where, "loaded" if who == "reference" else "stored")
+    if who == "reference":
+        step = stepping(theirs, lambda: their_loss(theirs, batch), where)
+    else:
+        step = stepping(ours, lambda: our_loss(ours, batch, who == "direct path"), where)
     step(0)
     on_gpu = where.device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:

@@ -147,23 +147,28 @@ def stepping(model: nn.Module, loss: Callable[[], Tensor], where: Where) -> Step
 
 
 def classifiers(sizes: Sizes, where: Where) -> tuple[GiMPClassifier, ReferenceClassifier]:
-    """The fine-tuning models, images alone, aggregators with the same weights."""
+    """The fine-tuning models, images alone, with the same weights."""
     mine, theirs = aggregators(sizes, where)
-    return (
-        GiMPClassifier(mine, None, 2, sizes.dim).to(where.device),
-        ReferenceClassifier(theirs, sizes.dim, 2).to(where.device),
-    )
+    ours, reference = GiMPClassifier(mine, None, 2, sizes.dim), ReferenceClassifier(theirs, sizes.dim, 2)
+    head = zip(reference.head.state_dict(), ours.head.state_dict().values(), strict=True)
+    reference.head.load_state_dict(dict(head))
+    return ours.to(where.device), reference.to(where.device)
 
 
-def our_bags_loss(model: GiMPClassifier, bags: list[Tensor], labels_B: Tensor) -> Tensor:
-    """Cross-entropy of a padded mini-batch of bags, float16 as stored, as fine-tuning has it."""
+def our_logits(model: GiMPClassifier, bags: list[Tensor]) -> Tensor:
+    """(B, 2) of a padded mini-batch of bags, float16 as stored, as fine-tuning has it."""
     longest = max(len(bag) for bag in bags)
     patches_BNE = bags[0].new_zeros(len(bags), longest, bags[0].shape[-1])
     valid_BN = torch.zeros(len(bags), longest, dtype=torch.bool, device=patches_BNE.device)
     for number, bag in enumerate(bags):
         patches_BNE[number, : len(bag)], valid_BN[number, : len(bag)] = bag, True
-    logits_BC = model(patches_BNE, valid=None if bool(valid_BN.all()) else valid_BN).logits
-    return F.cross_entropy(logits_BC.float(), labels_B)
+    logits_BC: Tensor = model(patches_BNE, valid=None if bool(valid_BN.all()) else valid_BN).logits
+    return logits_BC
+
+
+def our_bags_loss(model: GiMPClassifier, bags: list[Tensor], labels_B: Tensor) -> Tensor:
+    """Cross-entropy of a mini-batch of bags."""
+    return F.cross_entropy(our_logits(model, bags).float(), labels_B)
 
 
 def their_bags_loss(model: ReferenceClassifier, bags: list[Tensor], labels_B: Tensor) -> Tensor:

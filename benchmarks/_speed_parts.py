@@ -19,6 +19,7 @@ from _speed_models import (
     classifiers,
     make_batch,
     our_bags_loss,
+    our_logits,
     our_loss,
     pretraining,
     stepping,
@@ -86,11 +87,17 @@ def finetune(lengths: list[int], sizes: Sizes, rounds: int, where: Where) -> Fou
     bags = [torch.randn(length, sizes.in_dim, device=where.device).half() for length in lengths]
     loaded = [bag.float() for bag in bags]
     labels_B = torch.arange(len(bags), device=where.device) % 2
+    with torch.no_grad():  # without dropout
+        one_BC = our_logits(ours.eval(), bags)
+        other_BC = torch.cat([theirs.eval()(bag[None]) for bag in loaded])
+    apart = float((one_BC - other_BC).abs().max() / other_BC.abs().max())
+    ours.train()
+    theirs.train()
     contestants = {
         OURS: stepping(ours, lambda: our_bags_loss(ours, bags, labels_B), where),
         PEER: stepping(theirs, lambda: their_bags_loss(theirs, loaded, labels_B), where),
     }
-    return compared(contestants, rounds, where)
+    return compared(contestants, rounds, where) | {"apart": apart}
 
 
 def genes(num_genes: int, size: int, sizes: Sizes, rounds: int, where: Where) -> Found:

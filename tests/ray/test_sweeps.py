@@ -171,6 +171,36 @@ def test_in_a_population_a_worse_trial_takes_a_better_one_over(
     assert "population based training" in (folder / "sweep.md").read_text()
 
 
+def test_optuna_searches_and_the_median_stops(cluster: None, tiny: Config, tmp_path: Path) -> None:
+    base = changed(tiny, run=str(tmp_path / "sweep"), genes__encoder="none", train__epochs=2)
+    sweep = build_sweep(
+        {
+            "space": {"train.lr": {"loguniform": [1e-4, 1e-2]}, "mask.ratio": {"uniform": [0.3, 0.7]}},
+            "search": "optuna",
+            "scheduler": "median",
+            "rungs": [1],
+            "trials": 3,
+            "concurrent": 2,
+            "metric": "accuracy",
+        }
+    )
+    folder = search(base, sweep)
+    records = read_records(base.run or "")
+    assert len(records) == 3 and {record["status"] for record in records} <= {"done", "stopped"}
+    for record in records:
+        run = load_config(RunFolder(record["run"]).config_file)
+        assert (run.train.lr, run.mask.ratio) == (record["params"]["train.lr"], record["params"]["mask.ratio"])
+        assert 1e-4 <= run.train.lr <= 1e-2 and 0.3 <= run.mask.ratio <= 0.7
+        assert [report["epoch"] for report in record["reports"]] == [1, 2][: len(record["reports"])]
+    assert len({record["params"]["train.lr"] for record in records}) == 3, "each is another suggestion"
+    best = load_config(folder / "best.yaml")
+    assert best.train.lr in {record["params"]["train.lr"] for record in records}
+    # the same command has nothing left to do
+    before = [RunFolder(record["run"]).record_file.read_bytes() for record in records]
+    search(base, sweep)
+    assert [RunFolder(record["run"]).record_file.read_bytes() for record in records] == before
+
+
 def test_a_trial_that_cannot_go_on_is_reported_and_the_others_are_not_touched(
     cluster: None, tiny: Config, tmp_path: Path
 ) -> None:

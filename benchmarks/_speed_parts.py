@@ -30,7 +30,7 @@ from _store_timing import alternate, ratios, spread
 from nystrom_attention import NystromAttention as PackageAttention
 from torch import Tensor, nn
 
-from gimp_ray.models import GroupMSA, NystromAttention
+from gimp_ray.models import GiMPClassifier, GroupMSA, NystromAttention
 
 Found = dict[str, Any]
 OURS, PEER, DIRECT = "gimp_ray", "reference", "gimp_ray, direct path"
@@ -87,17 +87,15 @@ def finetune(lengths: list[int], sizes: Sizes, rounds: int, where: Where) -> Fou
     bags = [torch.randn(length, sizes.in_dim, device=where.device).half() for length in lengths]
     loaded = [bag.float() for bag in bags]
     labels_B = torch.arange(len(bags), device=where.device) % 2
-    with torch.no_grad():  # without dropout
-        one_BC = our_logits(ours.eval(), bags)
-        other_BC = torch.cat([theirs.eval()(bag[None]) for bag in loaded])
-    apart = float((one_BC - other_BC).abs().max() / other_BC.abs().max())
+    apart = _logits_apart(ours, theirs, bags)
+    same = _classifiers_apart(ours, theirs, max(lengths), sizes, where)
     ours.train()
     theirs.train()
     contestants = {
         OURS: stepping(ours, lambda: our_bags_loss(ours, bags, labels_B), where),
         PEER: stepping(theirs, lambda: their_bags_loss(theirs, loaded, labels_B), where),
     }
-    return compared(contestants, rounds, where) | {"apart": apart}
+    return compared(contestants, rounds, where) | {"apart": apart, "same": same}
 
 
 def genes(num_genes: int, size: int, sizes: Sizes, rounds: int, where: Where) -> Found:
@@ -190,6 +188,25 @@ def _attention_apart(ours: NystromAttention, theirs: nn.Module, length: int, whe
     with torch.no_grad(), where.autocast():
         one, other = same(x_BND).float(), theirs(x_BND).float()
     return float((one - other).abs().max() / other.abs().max())
+
+
+def _logits_apart(ours: GiMPClassifier, theirs: nn.Module, bags: list[Tensor]) -> float:
+    """Largest difference over the largest logit, without dropout; the package bag by bag."""
+    with torch.no_grad():
+        one_BC = our_logits(ours.eval(), bags)
+        other_BC = torch.cat([theirs.eval()(bag.float()[None]) for bag in bags])
+    return float((one_BC - other_BC).abs().max() / other_BC.abs().max())
+
+
+def _classifiers_apart(ours: GiMPClassifier, theirs: nn.Module, length: int, sizes: Sizes, where: Where) -> float:
+    """`_logits_apart` where both are the same function: CLS and patches fill the landmarks, the package's scaling."""
+    same, _ = classifiers(sizes, where)
+    same.load_state_dict(ours.state_dict())
+    for module in same.modules():
+        if isinstance(module, NystromAttention):
+            module.pinv_scale = "batch"
+    whole = max(1, (length + 1) // sizes.landmarks) * sizes.landmarks - 1
+    return _logits_apart(same, theirs, [torch.randn(whole, sizes.in_dim, device=where.device).half()])
 
 
 def _peak_mb(run: Step) -> float:

@@ -168,7 +168,9 @@ def _finetune(of: Found, scale: Found) -> str:
     ]
     return (
         "A step of fine-tuning on images alone. At the same weights the logits differ by "
-        f"{of['one']['apart']:.1e} of the largest, those of the uneven bags by {of['uneven']['apart']:.1e}.\n\n"
+        f"{of['one']['same']:.1e} of the largest where both are the same function, by {of['one']['apart']:.1e} on the "
+        f"bag timed and by {of['uneven']['apart']:.1e} on the uneven ones (the package pads with zeros that it attends "
+        "to, and scales the pseudo-inverse otherwise).\n\n"
         + _table(["step on", "gimp_ray, ms", "reference, ms", "times"], rows)
         + _gpu_memory(of["one"])
     )

@@ -32,7 +32,9 @@ def test_contestants_compute_the_same(done: tuple[dict[str, Any], str]) -> None:
     result, _ = done
     assert result["attention"]["forward"]["apart"] < 1e-5, "the attention, where both are the same function"
     assert result["genes"]["apart"] < 1e-5, "the gene encoder"
-    assert result["finetune"]["one"]["apart"] < 1e-2 and result["finetune"]["uneven"]["apart"] < 1e-2, "whole bags"
+    for bags in result["finetune"].values():
+        assert bags["same"] < 1e-4, "whole bags, where both are the same function"
+        assert bags["apart"] < 0.2, "the bags timed, but for the package's padding and scaling"
     assert result["step"]["apart"] < 1e-2, "the loss, but for the package's padding and scaling"
 
 

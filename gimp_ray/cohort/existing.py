@@ -21,7 +21,7 @@ from gimp_ray.cohort.discover import PatchFiles
 from gimp_ray.cohort.parts import SlideHash
 from gimp_ray.cohort.readers import PatchSource
 from gimp_ray.cohort.readers.case_table import CaseTable
-from gimp_ray.cohort.readers.matrix import GeneMatrix
+from gimp_ray.cohort.genes import GeneMatrix
 from gimp_ray.cohort.roll import no_slide_column
 from gimp_ray.cohort.schema import table_schema
 from gimp_ray.cohort.sources import Signature

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gimp_ray.cohort.gene_units import UNKNOWN
-from gimp_ray.cohort.readers.matrix import ORIENTATIONS
 from gimp_ray.errors import ConfigError
 
+ORIENTATIONS = ("auto", "cases_by_genes", "genes_by_cases")
 VERSIONS = ("keep", "strip")
 NAMES = ("id", "symbol", "entrez")
 DUPLICATES = ("refuse", "first", "mean", "max", "sum")

@@ -2,7 +2,7 @@
 
 `plan_genes` decides once for a source: names (`names`, `versions`), Y copies of pseudo-autosomal genes (`par_y`), rows
 of one name (`duplicates`), the genes to keep (`gene_list`). `agree` puts the plans of several sources in one order
-(`genes`). `fill` then computes the rows of the store in blocks. Left out: translating names, changing values.
+(`genes`). `values_of` then computes the rows of the store. Left out: translating names, changing values.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 from gimp_ray.cohort.gene_options import GeneOptions
 from gimp_ray.cohort.gene_units import UNKNOWN, is_linear, parse_unit
 from gimp_ray.cohort.readers.gene_sets import match_genes, read_gene_list, without_version
-from gimp_ray.cohort.readers.genes_columns import ENTREZ, SYMBOL
-from gimp_ray.cohort.readers.matrix import GeneColumns
+from gimp_ray.cohort.genes_read import ENTREZ, SYMBOL, GeneColumns
 from gimp_ray.errors import InputError
 
 SOURCE_ID = "source_id"
-_GENES_AT_ONCE = 4096
 _ENSEMBL = re.compile(r"ENS[A-Z]*\d{11}")
 _PAR_Y_V22 = re.compile(r"ENSGR(\d{10})((?:\.\d+)?)")
 _SHOWN = 10
@@ -140,15 +138,13 @@ def agree(plans: Sequence[GenePlan], rule: str) -> list[GenePlan]:
     return agreed
 
 
-def fill(out: np.ndarray, out_rows: Sequence[int], plan: GenePlan, values: np.ndarray, rows: Sequence[int]) -> None:
-    """Write rows of a source's `values` (samples, source genes) as store rows of `out` (n, G) float32, in blocks."""
-    to, of = np.asarray(out_rows, dtype=np.int64), np.asarray(rows, dtype=np.int64)
+def values_of(plan: GenePlan, values: np.ndarray) -> NDArray[np.float32]:
+    """A source's rows (samples, source genes) as rows of the store (samples, G)."""
     with np.errstate(over="ignore"):
-        for start in range(0, len(plan.take), _GENES_AT_ONCE):
-            part = plan.take[start : start + _GENES_AT_ONCE]
-            out[to, start : start + len(part)] = values[np.ix_(of, part)]
+        out = values[:, plan.take].astype(np.float32)
         for gene, (places, weights) in plan.combine.items():
-            out[to, gene] = values[np.ix_(of, places)].astype(np.float32) @ weights
+            out[:, gene] = values[:, places].astype(np.float32) @ weights
+    return out
 
 
 def is_par_y(gene_id: str) -> bool:

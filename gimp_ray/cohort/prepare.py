@@ -12,16 +12,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from gimp_ray.cohort import existing as existing_store
-from gimp_ray.cohort import gene_join, patch_ingest
+from gimp_ray.cohort import genes as gene_join
+from gimp_ray.cohort import patch_ingest
 from gimp_ray.cohort.discover import PatchFiles, find_patch_files
 from gimp_ray.cohort.existing import Existing
-from gimp_ray.cohort.gene_source import read_expression
+from gimp_ray.cohort.genes import read_expression
 from gimp_ray.cohort.gene_units import UNKNOWN, canonical
 from gimp_ray.cohort.ingest_options import IngestOptions
 from gimp_ray.cohort.progress import Progress
 from gimp_ray.cohort.readers import PatchSource
 from gimp_ray.cohort.readers.case_table import CaseTable, read_cases
-from gimp_ray.cohort.readers.matrix import GeneMatrix
+from gimp_ray.cohort.genes import GeneMatrix
 from gimp_ray.cohort.readers.split_table import read_splits
 from gimp_ray.cohort.report import Coverage, IngestPlan
 from gimp_ray.cohort.roll import LeftOut, Roll

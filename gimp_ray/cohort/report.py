@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gimp_ray.cohort.dtypes import width
 from gimp_ray.cohort.manifest import Manifest
-from gimp_ray.cohort.readers.matrix import GeneMatrix
+from gimp_ray.cohort.genes import GeneMatrix
 from gimp_ray.cohort.roll import LeftOut, Roll
 
 _SHOWN = 8

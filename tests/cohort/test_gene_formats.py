@@ -27,9 +27,9 @@ from gene_files import (
     write_star,
 )
 
-from gimp_ray.cohort.gene_source import GeneOptions, read_expression
-from gimp_ray.cohort.readers.genes_htseq import unit_hint
-from gimp_ray.cohort.readers.matrix import GeneMatrix
+from gimp_ray.cohort.genes import GeneOptions, read_expression
+from gimp_ray.cohort.genes_read import htseq_hint as unit_hint
+from gimp_ray.cohort.genes import GeneMatrix
 from gimp_ray.errors import InputError
 
 A, B = "TCGA-05-4244", "TCGA-44-2655"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from gimp_ray.cohort.gene_rules import is_par_y, x_copy
 from gimp_ray.cohort.gene_samples import Sample, barcode_in, choose_samples, code_of
-from gimp_ray.cohort.gene_source import GeneOptions, read_expression
+from gimp_ray.cohort.genes import GeneOptions, read_expression
 from gimp_ray.cohort.gene_units import LINEAR, canonical, is_linear, parse_unit
 from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.cohort.readers.gene_sets import without_version
-from gimp_ray.cohort.readers.matrix import GeneMatrix
+from gimp_ray.cohort.genes import GeneMatrix
 from gimp_ray.errors import ConfigError, InputError
 
 A, B = "TCGA-05-4244", "TCGA-44-2655"
@@ -464,32 +464,18 @@ def test_versions_are_cut_and_nothing_else(species: str, number: int, version: s
 
 def test_only_samples_of_cases_are_held(tmp_path: Path) -> None:
     """Pan-cancer matrices are far larger than a cohort: other samples stay on disk."""
-    from gimp_ray.cohort.readers.genes import read_gene_file
-    from gimp_ray.cohort.readers.matrix import ReadRequest
+    from gimp_ray.cohort.genes_read import read_matrix
 
     samples = {f"S{i}": some_values(5, i) for i in range(50)}
-    wanted = ReadRequest(wanted={"S7", "S30"}.__contains__)
-    path = write_matrix(tmp_path / "g.tsv", samples, [f"G{i}" for i in range(5)])
-    raw = read_gene_file(path, wanted)
-    assert raw.values.shape == (5, 2) and len(raw.column_ids) == 50
+    wanted = ({"S7", "S30"}.__contains__,)
+    raw = read_matrix(write_matrix(tmp_path / "g.tsv", samples, [f"G{i}" for i in range(5)]), wanted)
+    assert raw.values.shape == (2, 5) and len(raw.samples) == 50
     lines = [",".join(["case", *(f"G{i}" for i in range(5))])]
     lines += [",".join([name, *map(str, values)]) for name, values in samples.items()]
     (tmp_path / "g.csv").write_text("\n".join(lines))
-    raw = read_gene_file(tmp_path / "g.csv", wanted)
-    assert raw.values.shape == (2, 5) and len(raw.row_ids) == 50
+    raw = read_matrix(tmp_path / "g.csv", wanted)
+    assert raw.values.shape == (2, 5) and len(raw.samples) == 50
     np.testing.assert_array_equal(raw.values[1], np.array(samples["S30"], np.float32))
-
-
-def test_blocks_of_a_large_file_keep_their_places() -> None:
-    from gimp_ray.cohort.readers.genes_blocks import Blocks
-    from gimp_ray.cohort.readers.matrix import ReadRequest
-
-    blocks = Blocks(Path("g"), ["G0", "G1"], [], ReadRequest(wanted={"S1", "S3"}.__contains__))
-    for start in (0, 2):
-        blocks.add([f"S{start}", f"S{start + 1}"], [], np.add(start, [[0, 0], [1, 1]]))
-    raw = blocks.matrix()
-    assert raw.kept_rows is not None and raw.kept_rows.tolist() == [1, 3]
-    assert raw.values.tolist() == [[1, 1], [3, 3]]
 
 
 def test_an_ingest_accounts_for_samples_and_files(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, is_number, open_text, require_file, separator_of
+from gimp_ray.cohort.genes_read import FAULTS as TEXT_FAULTS
+from gimp_ray.cohort.genes_read import is_number, open_text, require_file, separator_of
 from gimp_ray.errors import InputError
 
 GeneSets = dict[str, tuple[str, ...]]

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gimp_ray.cohort.readers.genes_head import TEXT_FAULTS, FileHead, open_text, require_file, separator_of
+from gimp_ray.cohort.genes_read import FAULTS as TEXT_FAULTS
+from gimp_ray.cohort.genes_read import Head as FileHead
+from gimp_ray.cohort.genes_read import open_text, require_file, separator_of
 from gimp_ray.errors import InputError
 
 _COLUMNS = {
@@ -72,7 +74,7 @@ class SampleSheet:
 
 def fits(head: FileHead) -> bool:
     """Whether a text file looks like a sample sheet of files."""
-    fields = {_field(name) for name in head.fields()}
+    fields = {_field(name) for name in head.fields}
     return "file" in fields and bool(fields & {"case", "sample"})
 
 

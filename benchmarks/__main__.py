@@ -45,10 +45,10 @@ from _speed_processes import run_alone
 from _store_timing import machine, ratios, spread
 from _tables import replace_section, write_json
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config_files import load_config
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.store import CohortStore
+from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 PARTS = ("attention", "step", "memory", "finetune", "genes", "epoch", "phases", "growth", "limits", "profile")

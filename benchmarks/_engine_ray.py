@@ -23,7 +23,7 @@ from _engine_steps import own_memory
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
-from gimp_ray.run_folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder, read_lines
 
 ROOT = Path(__file__).parents[1]
 WORKER = "ray::RayTrainWorker"
@@ -86,7 +86,7 @@ def _command(config: Config, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (folder / "out.txt").open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gimp_ray.cli", "pretrain", "--config", str(file)],
+            [sys.executable, "-m", "gimp_ray.cli.commands", "pretrain", "--config", str(file)],
             cwd=ROOT,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 
 from gimp_ray import pipeline
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.evaluation import bootstrap_intervals, encode_labels, paired_difference
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tasks.gene_side import load_gene_side
-from gimp_ray.weights import load_weights, part
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.learn.gene_side import load_gene_side
+from gimp_ray.runs.folder import RunFolder
+from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.store import CohortStore
+from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
 GIMP, SCRATCH, GROUP_MSA = "GiMP", "GiMP without pre-training", "genes alone (GroupMSA)"
 IMAGES = "images alone (GiMP's aggregator, no pre-training)"

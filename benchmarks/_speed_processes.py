@@ -87,8 +87,8 @@ def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
     from gimp_ray.engine import loop
     from gimp_ray.engine.protocol import World
     from gimp_ray.feed.batches import direct_batches
-    from gimp_ray.run_folder import RunFolder, read_lines
-    from gimp_ray.tasks import GimpPretraining
+    from gimp_ray.learn import GimpPretraining
+    from gimp_ray.runs.folder import RunFolder, read_lines
 
     config = build_config(tree)
     task: Any = GimpPretraining(tree, str(config.run))
@@ -209,7 +209,7 @@ def _loss_of(who: str) -> Any:
 def _our_reads(config: Any, tree: Found, lap: Any) -> Iterator[Any]:
     import torch
 
-    from gimp_ray.tasks import GimpPretraining
+    from gimp_ray.learn import GimpPretraining
 
     task: Any = GimpPretraining(tree, str(config.run))
     number = 0
@@ -243,7 +243,7 @@ def _save(who: str, folder: Path, model: Any, optimizer: Any) -> None:
     import torch
 
     if who == "gimp_ray":
-        from gimp_ray.weights import save_weights
+        from gimp_ray.runs.weights import save_weights
 
         save_weights(folder / "model.safetensors", dict(model.state_dict()))
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
@@ -254,7 +254,7 @@ def _save(who: str, folder: Path, model: Any, optimizer: Any) -> None:
 def _sizes_of(config: Any) -> Any:
     from _speed_models import Sizes
 
-    from gimp_ray.tasks.planned import open_store
+    from gimp_ray.learn.planned import open_store
 
     model = config.model
     dim = open_store(config).dim

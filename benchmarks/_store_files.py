@@ -13,8 +13,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.store import CohortStore
 
 # patches an HDF5 chunk; None is one piece
 LAYOUTS: dict[str, int | None] = {"CLAM, 32 patches a chunk": 32, "TRIDENT, 1 patch a chunk": 1, "contiguous": None}

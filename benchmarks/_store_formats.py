@@ -12,9 +12,9 @@ import numpy as np
 from _store_files import Scale, make_store
 from _store_timing import alternate, spread
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.dtypes import DTYPES
-from gimp_ray.cohort.ingest_options import COMPRESSIONS
+from gimp_ray.ingest.ingest_options import COMPRESSIONS
+from gimp_ray.store import CohortStore
+from gimp_ray.store.dtypes import DTYPES
 
 
 def measure(cohort: Path, folder: Path, scale: Scale) -> list[dict[str, Any]]:

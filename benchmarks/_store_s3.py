@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from _store_files import Scale, make_store
 from _store_timing import alternate, environment, ratios, spread
 
-from gimp_ray import places
-from gimp_ray.cohort import CohortStore
+from gimp_ray.io import places
+from gimp_ray.store import CohortStore
 
 IN_FLIGHT = 8
 STORE, ARROW, PLAIN = "this store", "Arrow's S3 client, the same bytes", "http.client, the same bytes"

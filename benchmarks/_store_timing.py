@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from gimp_ray.cohort.work import usable_cpus
+from gimp_ray.ingest.work import usable_cpus
 
 Spread = dict[str, float]
 

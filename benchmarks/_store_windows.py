@@ -18,7 +18,7 @@ import torch
 from _store_files import Scale, bag, make_store, write_cases, write_h5
 from _store_timing import alternate, ratios, spread
 
-from gimp_ray.cohort import CohortStore
+from gimp_ray.store import CohortStore
 
 STORE, MEMMAP = "this store", "memory-map, float16, copied"
 TORCH, TRIDENT = "torch.load of the float32 bag, slice, half", "h5, TRIDENT, 1 patch a chunk, slice"

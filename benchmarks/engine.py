@@ -27,10 +27,10 @@ import _engine_steps
 from _store_timing import machine, ratios, spread
 from _tables import replace_section, write_json
 
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 PARTS = ("feed", "memory", "workers", "checkpoint", "recovery", "soak")

@@ -27,10 +27,10 @@ from _store_files import bag, make_store, write_cases, write_h5
 from _store_timing import environment, machine, ratios, spread
 from _tables import replace_section, write_json
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.feed.cache import HostCache
 from gimp_ray.feed.plan import Batching, Plan, index_cases
 from gimp_ray.feed.windows import read_bags, read_windows
+from gimp_ray.store import CohortStore
 
 DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 THREADS = 2  # the default of feed.threads

@@ -25,10 +25,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from gimp_ray.cohort.manifest import FILE, FORMAT, Manifest, store_fingerprint
-from gimp_ray.cohort.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
-from gimp_ray.cohort.splits import fold_table, join_splits
-from gimp_ray.cohort.tables import TableWriter, file_sha256
+from gimp_ray.store.manifest import FILE, FORMAT, Manifest, store_fingerprint
+from gimp_ray.store.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
+from gimp_ray.store.splits import fold_table, join_splits
+from gimp_ray.store.tables import TableWriter, file_sha256
 
 DIM = 1024
 CLASSES = ("BRCA", "COAD", "GBM", "KIRC", "LUAD", "LUSC", "OV", "UCEC")
@@ -173,7 +173,7 @@ class _Row:
 
 
 def _measure_open(store: str) -> list[_Row]:
-    from gimp_ray.cohort import CohortStore
+    from gimp_ray.store import CohortStore
 
     opened, row = _timed("open", lambda: CohortStore.open(store))
     row.pickle = len(pickle.dumps(opened))
@@ -181,8 +181,8 @@ def _measure_open(store: str) -> list[_Row]:
 
 
 def _measure_plan(store: str) -> list[_Row]:
-    from gimp_ray.cohort import CohortStore
     from gimp_ray.feed.plan import Batching, epoch_plan, index_cases
+    from gimp_ray.store import CohortStore
 
     opened = CohortStore.open(store)
     split, of_split = _timed("split kfold, fold 0", lambda: opened.split("kfold", 0))
@@ -195,7 +195,7 @@ def _measure_plan(store: str) -> list[_Row]:
 
 
 def _measure_lookup(store: str) -> list[_Row]:
-    from gimp_ray.cohort import CohortStore
+    from gimp_ray.store import CohortStore
 
     opened = CohortStore.open(store)
     rows = np.random.default_rng(0).integers(0, opened.slide_sizes.num_rows, _MANY)
@@ -208,8 +208,8 @@ def _measure_lookup(store: str) -> list[_Row]:
 def _measure_hashes(store: str) -> list[_Row]:
     from pyarrow import fs
 
-    from gimp_ray.cohort import CohortStore
-    from gimp_ray.cohort.manifest import content_sha256
+    from gimp_ray.store import CohortStore
+    from gimp_ray.store.manifest import content_sha256
 
     opened = CohortStore.open(store)
     tables = [opened.table(name) for name in ("cases", "slides", "splits")]
@@ -221,7 +221,7 @@ def _measure_hashes(store: str) -> list[_Row]:
 
 
 def _measure_info(store: str) -> list[_Row]:
-    from gimp_ray.cohort.info import store_info
+    from gimp_ray.store.info import store_info
 
     return [_timed("gimp info", lambda: store_info(store))[1]]
 

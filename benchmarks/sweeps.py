@@ -29,12 +29,12 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 from _store_timing import machine
 from _tables import write_json
 
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
-from gimp_ray.sweeps.search import search
-from gimp_ray.sweeps.settings import build_sweep
+from gimp_ray.experiments.search import search
+from gimp_ray.experiments.settings import build_sweep
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
 TARGET = 1.7
 

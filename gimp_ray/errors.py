@@ -1,6 +1,6 @@
 """The one exception a user sees: what went wrong, where, and what to do about it.
 
-Left out: exit codes and printing, which are the command line's business (`gimp_ray/cli.py`).
+Left out: exit codes and printing, which are the command line's business (`gimp_ray/cli/commands.py`).
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import build_config, differences, load_config, read_yaml, to_yaml, with_absolute_paths
 from gimp_ray.engine import stopping
@@ -20,8 +19,11 @@ from gimp_ray.engine.loop import Saving
 from gimp_ray.engine.trackers import require_trackers
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
-from gimp_ray.places import is_uri
-from gimp_ray.run_folder import (
+from gimp_ray.io.mirror import patient
+from gimp_ray.io.places import is_uri
+from gimp_ray.learn import ContrastivePretraining, Finetuning, GenePretraining, GimpPretraining, Supervised, cohort_work
+from gimp_ray.learn.planned import open_store
+from gimp_ray.runs.folder import (
     STAGES,
     RunFolder,
     as_place,
@@ -32,17 +34,8 @@ from gimp_ray.run_folder import (
     write_json,
     write_text,
 )
-from gimp_ray.run_mirror import patient
 from gimp_ray.stages import DEPENDS_ON, up_to_finetune, up_to_pretrain
-from gimp_ray.tasks import (
-    ContrastivePretraining,
-    Finetuning,
-    GenePretraining,
-    GimpPretraining,
-    Supervised,
-    cohort_work,
-)
-from gimp_ray.tasks.planned import open_store
+from gimp_ray.store import CohortStore
 
 TASKS: dict[str, Any] = {"genes": GenePretraining, "pretrain": GimpPretraining, "finetune": Finetuning}
 PARTS = ["train", "val", "test"]

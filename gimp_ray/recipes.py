@@ -2,7 +2,7 @@
 
 The config lays a recipe between `train` and `method.train`, the tasks ask what a method reads, tables ask for its title
 and paper. The numbers are the authors' where they published some; what was adapted stands in docs/methods.md and in the
-docstring of each network. Left out: the networks and losses (`gimp_ray.tasks.methods`).
+docstring of each network. Left out: the networks and losses (`gimp_ray.learn.methods`).
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gimp_ray.evaluation import Truth, encode_labels
-from gimp_ray.run_folder import RunFolder, whole_file
-from gimp_ray.tasks.targets import Target
+from gimp_ray.learn.targets import Target
+from gimp_ray.runs.folder import RunFolder, whole_file
 
 
 @dataclass(frozen=True, eq=False)

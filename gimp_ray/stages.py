@@ -1,6 +1,6 @@
 """Which stages a run has, in which order, and on which keys each depends: for all that run, plan or compare runs.
 
-Pure functions of a config, without torch or Ray. Left out: what a stage does (`gimp_ray.tasks`), and running it
+Pure functions of a config, without torch or Ray. Left out: what a stage does (`gimp_ray.learn`), and running it
 (`gimp_ray.pipeline`).
 """
 

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/ingest.py --patches FEATURES --gen
 
 import sys
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 
 if __name__ == "__main__":
     main(["ingest", "--ray", "auto", *sys.argv[1:]])

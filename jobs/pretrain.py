@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/pretrain.py --config run.yaml --tr
 
 import sys
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 
 if __name__ == "__main__":
     main(["pretrain", *sys.argv[1:]])

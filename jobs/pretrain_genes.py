@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/pretrain_genes.py --config run.yam
 
 import sys
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 
 if __name__ == "__main__":
     main(["pretrain-genes", *sys.argv[1:]])

@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/table.py table1 --store STORE --ou
 
 import sys
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 
 if __name__ == "__main__":
     main(["table", *sys.argv[1:]])

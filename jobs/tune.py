@@ -5,7 +5,7 @@ ray job submit --working-dir . -- python jobs/tune.py --config sweep.yaml --stor
 
 import sys
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 
 if __name__ == "__main__":
     main(["sweep", *sys.argv[1:]])

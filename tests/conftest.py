@@ -12,10 +12,10 @@ from hypothesis import settings
 # before torch is imported anywhere: two test machines' worth of threads help nothing on small tensors
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.synth import SynthOptions, write_synthetic_cohort
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 from gimp_ray.config_files import load_config
 from gimp_ray.pipeline import load_run_config
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parents[1]

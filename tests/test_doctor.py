@@ -10,8 +10,8 @@ import psutil
 import pytest
 import torch
 
-from gimp_ray import doctor
-from gimp_ray.doctor import GIB, PACKAGES, Check, Node, format_checks, node_troubles, run_checks
+from gimp_ray.cli import doctor
+from gimp_ray.cli.doctor import GIB, PACKAGES, Check, Node, format_checks, node_troubles, run_checks
 
 
 def check(name: str, **options: str) -> Check:

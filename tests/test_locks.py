@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from gimp_ray import locks, places
 from gimp_ray.errors import InputError
+from gimp_ray.io import locks, places
 
 HERE = "this-machine"
 
@@ -98,7 +98,7 @@ def test_of_two_that_wait_for_a_dead_one_only_one_goes_on(tmp_path: Path) -> Non
 def test_a_holder_whose_lock_was_taken_over_ends(tmp_path: Path) -> None:
     place = tmp_path / "lock"
     script = (
-        "import sys, time; from gimp_ray import locks; locks.BEAT_S = 0.1\n"
+        "import sys, time; from gimp_ray.io import locks; locks.BEAT_S = 0.1\n"
         "with locks.held(sys.argv[1], RuntimeError):\n    print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(

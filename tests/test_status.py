@@ -14,13 +14,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from gimp_ray.cli_status import status as status_command
+from gimp_ray.cli.status import status as status_command
 from gimp_ray.config import Config
 from gimp_ray.engine.progress import duration
 from gimp_ray.errors import InputError
 from gimp_ray.pipeline import pretrain
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.status import format_status, run_status
+from gimp_ray.runs.folder import RunFolder
+from gimp_ray.runs.status import format_status, run_status
 from tests.conftest import changed
 
 NOW = 1.8e9

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.run_folder import read_json, whole_folder, write_json
-from gimp_ray.weights import part
+from gimp_ray.runs.folder import read_json, whole_folder, write_json
+from gimp_ray.runs.weights import part
 
 log = logging.getLogger(__name__)
 FORMAT = 3

@@ -16,8 +16,8 @@ from gimp_ray.engine import stopping
 from gimp_ray.engine.loop import MEMORY_FIX
 from gimp_ray.engine.record import note_restart
 from gimp_ray.errors import GimpError
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.run_mirror import patient
+from gimp_ray.io.mirror import patient
+from gimp_ray.runs.folder import RunFolder
 
 # what Ray says when its memory monitor or the kernel ended a worker
 OUT_OF_MEMORY = ("running low on memory", "OutOfMemoryError", "OOM")

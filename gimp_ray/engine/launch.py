@@ -26,10 +26,10 @@ from gimp_ray.engine.record import note_restart, note_stage, note_workers
 from gimp_ray.engine.starting import find_start
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
-from gimp_ray.places import is_uri, resolve
-from gimp_ray.reachable import listens
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.run_mirror import patient
+from gimp_ray.io.mirror import patient
+from gimp_ray.io.places import is_uri, resolve
+from gimp_ray.io.reachable import listens
+from gimp_ray.runs.folder import RunFolder
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 

@@ -39,10 +39,10 @@ from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.places import patience
-from gimp_ray.run_folder import RunFolder, read_json, unwritable, write_json
-from gimp_ray.run_mirror import StorageError, patient
-from gimp_ray.weights import load_weights, save_weights
+from gimp_ray.io.mirror import StorageError, patient
+from gimp_ray.io.places import patience
+from gimp_ray.runs.folder import RunFolder, read_json, unwritable, write_json
+from gimp_ray.runs.weights import load_weights, save_weights
 
 MEMORY_FIX = (
     "lower the mini-batch and raise `accumulate` (batch.cases_per_class, finetune.batch_size, genes.batch_size), lower "

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gimp_ray.places import is_uri, resolve
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.io.places import is_uri, resolve
+from gimp_ray.runs.folder import RunFolder
 
 # seconds between two looks at a log, here and in object storage, and how long the end waits for a look that hangs
 POLL_S = 0.5

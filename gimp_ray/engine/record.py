@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gimp_ray.run_folder import RunFolder, timestamp
+from gimp_ray.runs.folder import RunFolder, timestamp
 
 
 def note_stage(run: RunFolder, name: str, seconds: float) -> None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from gimp_ray.engine.checkpoint import latest_checkpoint, remove_stale
 from gimp_ray.engine.protocol import TrainTask, World
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

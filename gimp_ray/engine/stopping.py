@@ -19,7 +19,7 @@ from types import FrameType
 
 from pyarrow import fs as pafs
 
-from gimp_ray import places
+from gimp_ray.io import places
 
 EXIT_CODE = 128 + signal.SIGTERM
 FLAG = ".stop"

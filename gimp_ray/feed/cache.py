@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.feed.memory import cache_budget
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.feed.windows import BagCache, Embeddings, FromStore
+from gimp_ray.store import CohortStore
 
 Bag = TypeVar("Bag")
 Say = Callable[[str], None]

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from gimp_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from gimp_ray.cohort import CohortStore
+    from gimp_ray.store import CohortStore
 
 Ints = NDArray[np.int64]
 _STREAM, _PLACE, _CLASSES, _NATURAL = 1, 2, 3, 4

@@ -16,9 +16,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.feed.batch_memory import BatchMemory
 from gimp_ray.feed.plan import CohortIndex, Row, mask_positions
+from gimp_ray.store import CohortStore
 
 # float16, or float32 from a store that keeps float32 or bfloat16
 Embeddings = NDArray[np.float16] | NDArray[np.float32]

@@ -17,8 +17,8 @@ import yaml
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
-from gimp_ray.places import is_uri
-from gimp_ray.run_folder import STAGES, RunFolder, read_json, read_lines
+from gimp_ray.io.places import is_uri
+from gimp_ray.runs.folder import STAGES, RunFolder, read_json, read_lines
 
 Lines = list[dict[str, Any]]
 

@@ -27,7 +27,7 @@ from matplotlib.ticker import NullFormatter
 from gimp_ray.errors import InputError
 from gimp_ray.reports.figures import COLOURS, save_figure
 from gimp_ray.reports.tables import METRICS_OF, TRANSDUCTIVE, duration_text, interval_text, markdown_table
-from gimp_ray.run_folder import write_text
+from gimp_ray.runs.folder import write_text
 
 Row = dict[str, Any]
 BEST = 10

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from click.testing import CliRunner, Result
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 
 
 def gimp(*arguments: str | Path) -> Result:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 
-from gimp_ray.cohort import CohortStore
+from gimp_ray.store import CohortStore
 from tests.bad_inputs.bad_genes import BAD_GENES
 from tests.bad_inputs.bad_patches import BAD_PATCHES
 from tests.bad_inputs.bad_tables import BAD_TABLES

@@ -20,13 +20,13 @@ from pathlib import Path
 import pytest
 from cohort_files import features, grid, write_h5
 
-from gimp_ray.cohort import CohortStore
+from gimp_ray.store import CohortStore
 from tests.bad_inputs.corpus import CASES, SLIDE, STORED_CASES, Inputs, plain_cohort, split_table
 from tests.bad_inputs.running import assert_error, gimp, state
 from tests.full_disk import files_of_at_most
 
 NOBODY = 65534
-COMMAND = "from gimp_ray.cli import main; main()"
+COMMAND = "from gimp_ray.cli.commands import main; main()"
 
 
 def stored(place: Path, root: Path) -> None:

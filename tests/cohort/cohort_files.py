@@ -12,9 +12,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.report import IngestReport
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.ingest.report import IngestReport
+from gimp_ray.store import CohortStore
 
 
 def features(n: int, dim: int = 8, seed: int = 0) -> np.ndarray:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from cohort_files import Sources, features, grid, make_sources, write_h5
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.ingest import IngestOptions, plan_ingest
-from gimp_ray.cohort.parts import PartWriter
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.ingest.ingest import IngestOptions, plan_ingest
+from gimp_ray.store import CohortStore
+from gimp_ray.store.check import check_store
+from gimp_ray.store.parts import PartWriter
 
 
 def _grow(sources: Sources, case_id: str = "A3", label: str = "LUAD", n: int = 700) -> str:

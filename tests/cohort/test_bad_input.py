@@ -16,8 +16,8 @@ import pytest
 import torch
 from cohort_files import Sources, features, grid, write_csv, write_h5
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.errors import InputError
+from gimp_ray.store import CohortStore
 
 BAD = "A1-DX1"
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from cohort_files import write_csv
 
-from gimp_ray.cohort.readers.case_table import CaseOptions, CaseTable, read_cases
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.ingest.readers.case_table import CaseOptions, CaseTable, read_cases
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

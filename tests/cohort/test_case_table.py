@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 from cohort_files import Sources, features, grid, write_csv, write_h5
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.readers.case_table import read_case_table, slide_stem
 from gimp_ray.errors import InputError
+from gimp_ray.ingest.readers.case_table import read_case_table, slide_stem
+from gimp_ray.store import CohortStore
 
 
 def test_several_slides_a_case(sources: Sources) -> None:

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from cohort_files import Sources, make_sources
 
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.parts import PartWriter
-from gimp_ray.cohort.splits import SplitRow, splits_table
 from gimp_ray.errors import InputError
+from gimp_ray.store.check import check_store
+from gimp_ray.store.parts import PartWriter
+from gimp_ray.store.splits import SplitRow, splits_table
 
 
 @pytest.fixture

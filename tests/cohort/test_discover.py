@@ -14,9 +14,9 @@ import torch
 from cohort_files import features, grid, write_h5
 from patch_files import trident_tree, zarr_array
 
-from gimp_ray.cohort import discover
-from gimp_ray.cohort.discover import find_patch_files
 from gimp_ray.errors import InputError
+from gimp_ray.ingest import discover
+from gimp_ray.ingest.discover import find_patch_files
 
 UNI, CONCH = "20x_256px_0px_overlap/features_uni_v1", "20x_512px_0px_overlap/features_conch_v15"
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -291,7 +291,7 @@ def test_real_bags_in_a_trident_tree(tmp_path: Path) -> None:
         (folder / path.name).symlink_to(path)
     found = find_patch_files(tmp_path)
     assert set(found.by_slide) == {"CMU-1-Small-Region", "TCGA-CR-7395-01A-01-TS1"}
-    from gimp_ray.cohort.readers import inspect_patches
+    from gimp_ray.ingest.readers import inspect_patches
 
     for slide_id, path in found.by_slide.items():
         source = inspect_patches(path, slide_id)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cohort_files import Sources
 
-from gimp_ray.cohort.schema import TABLES, table_schema
+from gimp_ray.store.schema import TABLES, table_schema
 
 PAGE = Path(__file__).parents[2] / "docs" / "store.md"
 

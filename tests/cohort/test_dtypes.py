@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gimp_ray.cohort.dtypes import decode, encode, not_finite
+from gimp_ray.store.dtypes import decode, encode, not_finite
 
 
 def _near_halves() -> np.ndarray:

@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from cohort_files import Sources, write_csv
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.gene_units import parse_unit
-from gimp_ray.cohort.ingest import ingest_cohort
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.ingest.gene_units import parse_unit
+from gimp_ray.ingest.ingest import ingest_cohort
+from gimp_ray.store import CohortStore
 
 Frame = pd.DataFrame
 
@@ -209,6 +209,6 @@ def test_unknown_options_are_refused() -> None:
 
 
 def _quiet(**options: object):  # type: ignore[no-untyped-def]
-    from gimp_ray.cohort.ingest import IngestOptions
+    from gimp_ray.ingest.ingest import IngestOptions
 
     return IngestOptions(**{"workers": 1, "progress": False, **options})  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gimp_ray.cohort.readers.hdf5_rows import DatasetRows
+from gimp_ray.ingest.readers.hdf5_rows import DatasetRows
 
 VALUES = np.random.default_rng(0).standard_normal((1000, 24)).astype(np.float32)
 

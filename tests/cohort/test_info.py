@@ -12,10 +12,10 @@ from cohort_files import Sources, make_sources
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gimp_ray.cli_store import info, store_group
-from gimp_ray.cohort.info import _bytes, _histogram, store_info
-from gimp_ray.cohort.merge import merge_stores
+from gimp_ray.cli.store import info, store_group
 from gimp_ray.errors import InputError
+from gimp_ray.store.info import _bytes, _histogram, store_info
+from gimp_ray.store.merge import merge_stores
 
 
 @pytest.fixture

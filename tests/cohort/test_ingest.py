@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from cohort_files import Sources, features, make_sources, write_h5
 
-from gimp_ray.cohort import CohortStore, patch_tasks
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.parts import PartWriter
-from gimp_ray.cohort.progress import Progress
-from gimp_ray.cohort.publishing import new_store
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.ingest import patch_tasks
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.ingest.progress import Progress
+from gimp_ray.store import CohortStore
+from gimp_ray.store.check import check_store
+from gimp_ray.store.parts import PartWriter
+from gimp_ray.store.publishing import new_store
 
 
 def _many(root: Path) -> Sources:

@@ -18,12 +18,12 @@ from cohort_files import features, grid, write_csv, write_h5
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.merge import merge_stores
-from gimp_ray.cohort.merge_places import below, canonical, name_from, short_names
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.store import CohortStore
+from gimp_ray.store.check import check_store
+from gimp_ray.store.merge import merge_stores
+from gimp_ray.store.merge_places import below, canonical, name_from, short_names
 from tests.object_storage.fixtures import bucket, s3_env, s3_proxy, s3_server  # noqa: F401
 
 GENES = ("TP53", "EGFR", "KRAS", "STK11")

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.manifest import CLASSES, write_store
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.info import store_info
-from gimp_ray.cohort.manifest import content_sha256
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import Batching, CohortIndex, Ids, epoch_plan, index_cases
+from gimp_ray.store import CohortStore
+from gimp_ray.store.info import store_info
+from gimp_ray.store.manifest import content_sha256
 
 SLIDES, CASES = 100_000, 90_000
 

@@ -42,11 +42,11 @@ from patch_files import (
     zarr_group,
 )
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.readers import PATCH_READERS, PatchSource, inspect_patches, patches_parquet
-from gimp_ray.cohort.readers.base import exact_chunks
 from gimp_ray.errors import InputError
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.ingest.readers import PATCH_READERS, PatchSource, inspect_patches, patches_parquet
+from gimp_ray.ingest.readers.base import exact_chunks
+from gimp_ray.store import CohortStore
 
 SLIDE = "S 1"
 V, C = exact_values(), grid(50)

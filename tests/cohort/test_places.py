@@ -11,11 +11,11 @@ import pytest
 from cohort_files import Sources
 from pyarrow import fs as pafs
 
-from gimp_ray import places
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.errors import InputError
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.io import places
+from gimp_ray.store import CohortStore
+from gimp_ray.store.check import check_store
 
 
 def _ingest(sources: Sources, out: str) -> CohortStore:

@@ -12,12 +12,12 @@ import pytest
 from cohort_files import Sources, features, grid, write_h5
 from pyarrow import fs as pafs
 
-from gimp_ray.cohort.ahead import ahead
-from gimp_ray.cohort.convert import stored_chunks
-from gimp_ray.cohort.parts import PartReader, PartWriter
-from gimp_ray.cohort.read_back import WrittenBytes, first_wrong
-from gimp_ray.cohort.readers import inspect_patches
 from gimp_ray.errors import InputError
+from gimp_ray.ingest.ahead import ahead
+from gimp_ray.ingest.convert import stored_chunks
+from gimp_ray.ingest.read_back import WrittenBytes, first_wrong
+from gimp_ray.ingest.readers import inspect_patches
+from gimp_ray.store.parts import PartReader, PartWriter
 
 
 def _write(folder: Path, compression: str = "none") -> tuple[WrittenBytes, list[object]]:

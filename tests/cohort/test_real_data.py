@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from cohort_files import features, write_csv, write_h5
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.store import CohortStore
+from gimp_ray.store.check import check_store
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 pytestmark = [

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cohort_files import Sources, features, grid, make_sources, write_h5
 
-from gimp_ray.cohort import CohortStore
+from gimp_ray.store import CohortStore
 
 N, DIM = 1100, 8
 Writer = Callable[[Path, np.ndarray, np.ndarray], np.ndarray | None]
@@ -109,7 +109,7 @@ def test_bfloat16_tensors_round_trip(tmp_path: Path) -> None:
 
 
 def test_chunks_larger_than_a_read_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gimp_ray.cohort.convert._CHUNK_VALUES", 512 * DIM)
+    monkeypatch.setattr("gimp_ray.ingest.convert._CHUNK_VALUES", 512 * DIM)
     sources = make_sources(tmp_path, sizes={"A0-DX1": 1600, "A1-DX1": 1024, "A2-DX1": 1025})
     store = sources.store()
     for slide_id in ("A0-DX1", "A1-DX1", "A2-DX1"):

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from cohort_files import Sources
 
-from gimp_ray.cohort.manifest import Manifest
-from gimp_ray.cohort.schema import TABLES, folder, table_schema
+from gimp_ray.store.manifest import Manifest
+from gimp_ray.store.schema import TABLES, folder, table_schema
 
 ROOT = Path(__file__).parents[2]
 

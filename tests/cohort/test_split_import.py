@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cohort_files import write_csv
 
-from gimp_ray.cohort.readers.split_table import read_splits
-from gimp_ray.cohort.splits import rows_of
 from gimp_ray.errors import InputError
+from gimp_ray.ingest.readers.split_table import read_splits
+from gimp_ray.store.splits import rows_of
 
 CASES = [f"P{i}" for i in range(8)]
 SLIDES = {f"P{i}-DX{j}.ab{i}": f"P{i}" for i in range(8) for j in range(1, 2 + i % 2)}

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gimp_ray.cohort import splits
-from gimp_ray.cohort.splits import SplitRow, check_table, join_splits, kfold_rows, make_scheme, patient_of, rows_of
-from gimp_ray.cohort.splits.sites import group_sites, spread_groups
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.store import splits
+from gimp_ray.store.splits import SplitRow, check_table, join_splits, kfold_rows, make_scheme, patient_of, rows_of
+from gimp_ray.store.splits.sites import group_sites, spread_groups
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

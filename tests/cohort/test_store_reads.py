@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from cohort_files import Sources, make_sources
 
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.parts import PartReader
 from gimp_ray.errors import InputError
+from gimp_ray.store import CohortStore
+from gimp_ray.store.check import check_store
+from gimp_ray.store.parts import PartReader
 
 SIZES = {"A0-DX1": 1, "A1-DX1": 511, "A2-DX1": 512, "B0-DX1": 513, "B1-DX1": 1024, "B2-DX1": 1537}
 
@@ -106,7 +106,7 @@ def test_genes_come_in_the_order_asked(cohort: Sources, store: CohortStore) -> N
 
 
 def test_genes_over_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gimp_ray.cohort.tables._EXPRESSION_GROUP_BYTES", 2 * 4 * 5)
+    monkeypatch.setattr("gimp_ray.store.tables._EXPRESSION_GROUP_BYTES", 2 * 4 * 5)
     sources = make_sources(tmp_path)
     store = sources.store()
     assert pq.ParquetFile(sources.out / "expression.parquet").metadata.num_row_groups == 3
@@ -120,8 +120,8 @@ def test_genes_over_many_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_row_groups_of_genes_are_decoded_once_as_far_as_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, decoded: int
 ) -> None:
-    monkeypatch.setattr("gimp_ray.cohort.tables._EXPRESSION_GROUP_BYTES", 2 * 4 * 5)
-    monkeypatch.setattr("gimp_ray.cohort.expression.KEPT_BYTES", room)
+    monkeypatch.setattr("gimp_ray.store.tables._EXPRESSION_GROUP_BYTES", 2 * 4 * 5)
+    monkeypatch.setattr("gimp_ray.store.expression.KEPT_BYTES", room)
     sources = make_sources(tmp_path)
     store, read, groups = sources.store(), pq.ParquetFile.read_row_group, []
     monkeypatch.setattr(
@@ -212,7 +212,7 @@ def test_a_pickle_refuses_another_store_in_its_place(tmp_path: Path) -> None:
 
 
 def test_few_files_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gimp_ray.cohort.patch_tasks.SMALLEST_PART_BYTES", 1)
+    monkeypatch.setattr("gimp_ray.ingest.patch_tasks.SMALLEST_PART_BYTES", 1)
     sources = make_sources(tmp_path)
     store = sources.store()
     assert len(set(store.slides["file"].to_pylist())) == 6, "one part file a slide"

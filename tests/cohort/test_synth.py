@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from gimp_ray.cohort.synth import SynthOptions, SynthResult, write_synthetic_cohort
 from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.synth.cohort import SynthOptions, SynthResult, write_synthetic_cohort
 
 SMALL = SynthOptions(cases=6, dim=32, genes=50, min_patches=60, median_patches=150, max_patches=400, second_slide=0.5)
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import PredefinedSplit, StratifiedKFold, cross_val_
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gimp_ray.cohort.synth import SynthOptions, SynthResult, write_synthetic_cohort
+from gimp_ray.synth.cohort import SynthOptions, SynthResult, write_synthetic_cohort
 
 CASES = 200
 

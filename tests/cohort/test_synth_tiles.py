@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from gimp_ray.cohort.synth import SynthOptions, SynthResult, write_synthetic_cohort
 from gimp_ray.errors import InputError
+from gimp_ray.synth.cohort import SynthOptions, SynthResult, write_synthetic_cohort
 
 TISSUES = ("LUAD", "normal", "LUSC")
 GROUPS, TILES, DIM = 40, 4, 8

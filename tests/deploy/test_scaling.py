@@ -14,8 +14,8 @@ from benchmarks import scaling
 from gimp_ray.config import Config
 from gimp_ray.feed import batches
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan
+from gimp_ray.learn.image_side import make_aggregator
 from gimp_ray.models import GiMP, GroupMSA, freeze
-from gimp_ray.tasks.image_side import make_aggregator
 
 PAGE = scaling.DOCS.read_text(encoding="utf-8")
 storages = st.sampled_from(scaling.STORAGES)

@@ -21,7 +21,7 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
 from gimp_ray.engine.checkpoint import latest_checkpoint
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.faults.running import steps_logged

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gimp_ray.cli import main
+from gimp_ray.cli.commands import main
 from gimp_ray.config import Config
 from gimp_ray.config_files import describe_keys
 

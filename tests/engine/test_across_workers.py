@@ -23,10 +23,10 @@ from gimp_ray.config_files import build_config, load_config
 from gimp_ray.engine import loop
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
+from gimp_ray.learn import GimpPretraining
 from gimp_ray.objectives import gather_workers, triplet_loss
-from gimp_ray.run_folder import RunFolder, read_lines
-from gimp_ray.tasks import GimpPretraining
-from gimp_ray.weights import load_weights
+from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.runs.weights import load_weights
 from tests.conftest import TINY, changed
 
 pytestmark = pytest.mark.ray  # the slow tier: two further processes import torch

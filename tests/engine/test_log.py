@@ -21,7 +21,7 @@ from gimp_ray.engine.progress import Pace, ProgressLine, shown_figures
 from gimp_ray.engine.trackers import Sender, require_trackers
 from gimp_ray.errors import ConfigError
 from gimp_ray.pipeline import pretrain
-from gimp_ray.run_folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder, read_lines
 from tests.conftest import changed
 
 

@@ -23,7 +23,7 @@ from gimp_ray.engine import progress
 from gimp_ray.engine.log import MetricsLog
 from gimp_ray.engine.progress import ProgressLine, following
 from gimp_ray.pipeline import run_all
-from gimp_ray.run_folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder, read_lines
 from tests.conftest import changed
 
 PATIENCE_S = 120.0
@@ -219,7 +219,7 @@ def test_the_stages_of_a_real_run_and_what_they_log_of_waiting(
     out: Screen, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reads take a known time and nothing is read ahead, so each batch is waited for."""
-    from gimp_ray.tasks import Finetuning, GenePretraining, GimpPretraining
+    from gimp_ray.learn import Finetuning, GenePretraining, GimpPretraining
 
     for task in (GenePretraining, GimpPretraining, Finetuning):
         real = task.read
@@ -245,7 +245,7 @@ SCRIPT = """
 import json, sys, time
 from pathlib import Path
 from gimp_ray.engine import progress
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.runs.folder import RunFolder
 progress.POLL_S = 0.01
 run = RunFolder(sys.argv[1])
 log = run.metrics_log("pretrain")

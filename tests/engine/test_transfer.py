@@ -282,10 +282,10 @@ def test_staging_memory_is_pinned_and_copies_run_on_a_stream_of_their_own() -> N
 @needs_gpu
 @pytest.mark.parametrize("share", [1.0, 0.4])
 def test_a_device_cache_gives_the_batches_of_the_store_on_the_gpu(share: float, store_path: Any) -> None:
-    from gimp_ray.cohort import CohortStore
     from gimp_ray.feed.cache import DeviceCache
     from gimp_ray.feed.plan import Batching, Plan, index_cases
     from gimp_ray.feed.windows import read_windows
+    from gimp_ray.store import CohortStore
 
     device = torch.device("cuda", 0)
     store = CohortStore.open(store_path)

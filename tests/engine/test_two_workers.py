@@ -20,9 +20,9 @@ from gimp_ray.config_files import build_config
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.run_folder import RunFolder, read_lines
-from gimp_ray.tasks import Finetuning, GimpPretraining
-from gimp_ray.weights import load_weights
+from gimp_ray.learn import Finetuning, GimpPretraining
+from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.runs.weights import load_weights
 from tests.conftest import changed
 
 pytestmark = pytest.mark.ray  # the slow tier: two further processes import torch

@@ -14,10 +14,10 @@ import psutil
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
-from gimp_ray.run_folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder, read_lines
 
 ROOT = Path(__file__).parents[2]
-GIMP = ("-m", "gimp_ray.cli")
+GIMP = ("-m", "gimp_ray.cli.commands")
 # tests/faults/slow.py: pre-training waits while a file lies beside the run folder, or checkpoints are written slowly
 SLOW_GIMP = ("-c", "from tests.faults.slow import main; main()")
 SLOW_WRITES = ("-c", "from tests.faults.slow import slow_writes; slow_writes()")

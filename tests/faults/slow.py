@@ -15,12 +15,13 @@ from typing import Any
 
 from safetensors.torch import save
 
-from gimp_ray import cli, pipeline
+from gimp_ray import pipeline
+from gimp_ray.cli import commands as cli
 from gimp_ray.engine import checkpoint
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tasks import GimpPretraining
+from gimp_ray.learn import GimpPretraining
+from gimp_ray.runs.folder import RunFolder
 
 SECONDS = 0.5  # a mini-batch
 

@@ -16,7 +16,7 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import STALE_SECONDS, checkpoint_folders
 from gimp_ray.errors import InputError
-from gimp_ray.run_folder import LOCK, RunFolder
+from gimp_ray.runs.folder import LOCK, RunFolder
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.faults.running import SLOW_WRITES, started, wait_for_steps

@@ -19,8 +19,8 @@ import pytest
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.engine.checkpoint import checkpoint_folders
-from gimp_ray.run_folder import RunFolder, read_lines
-from gimp_ray.status import run_status
+from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.runs.status import run_status
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.engine.test_two_workers import run_on_two_ranks

@@ -11,7 +11,7 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import latest_checkpoint
 from gimp_ray.engine.stopping import EXIT_CODE, FLAG, asked, deferred, listening
-from gimp_ray.run_folder import LOCK, RunFolder
+from gimp_ray.runs.folder import LOCK, RunFolder
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.faults.running import started, wait_for_steps

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gimp_ray import pipeline, places
+from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
-from gimp_ray.run_folder import LOCK, RunFolder, read_lines
+from gimp_ray.io import places
+from gimp_ray.runs.folder import LOCK, RunFolder, read_lines
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.faults.running import beside, steps_logged

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.feed.batch_memory import LEAST_BYTES, BatchMemory
 from gimp_ray.feed.plan import Batching, Plan, index_cases
 from gimp_ray.feed.windows import FromStore, read_windows
+from gimp_ray.store import CohortStore
 
 SHAPE = (2, 512, 1024)  # 2 MiB of float16
 

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError, InputError
@@ -24,6 +23,7 @@ from gimp_ray.feed import memory
 from gimp_ray.feed.cache import DeviceCache, HostCache, _Kept, open_cache
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.feed.windows import each_bag, read_bags, read_windows
+from gimp_ray.store import CohortStore
 from tests.conftest import TINY, changed
 from tests.object_storage.server import weed_binary
 
@@ -272,8 +272,8 @@ def test_a_cache_with_windows_read_by_ray_data_is_refused(store_path: Path) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_tasks_read_through_the_cache_and_get_the_same_batches(stage: str, kind: str, tiny: Config) -> None:
     from gimp_ray.engine.protocol import World
-    from gimp_ray.tasks.finetune import Finetuning
-    from gimp_ray.tasks.pretrain import GimpPretraining
+    from gimp_ray.learn.finetune import Finetuning
+    from gimp_ray.learn.pretrain import GimpPretraining
 
     made = {}
     for cache in ("none", kind):
@@ -302,7 +302,7 @@ def test_runs_with_a_cache_end_in_the_same_weights(
 ) -> None:
     """A cache of all, and one so small that some slides are read each time."""
     from gimp_ray import pipeline
-    from gimp_ray.weights import load_weights
+    from gimp_ray.runs.weights import load_weights
 
     short = {"genes.encoder": "none", "train.epochs": 2, "finetune.train.epochs": 2}
     ended = {}

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from gimp_ray import pipeline
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config, to_yaml
 from gimp_ray.engine.checkpoint import latest_checkpoint
-from gimp_ray.run_folder import LOCK, RunFolder
+from gimp_ray.runs.folder import LOCK, RunFolder
+from gimp_ray.store import CohortStore
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.faults.running import steps_logged
@@ -217,7 +217,7 @@ def test_who_waits_for_a_failed_job_gets_an_exit_code(head: Head, tmp_path: Path
 
 def test_the_doctor_asks_every_node_of_the_cluster(head: Head) -> None:
     called = subprocess.run(
-        [sys.executable, "-m", "gimp_ray.cli", "doctor", "--address", head.gcs()],
+        [sys.executable, "-m", "gimp_ray.cli.commands", "doctor", "--address", head.gcs()],
         cwd=ROOT,
         env=head.environment,
         capture_output=True,

@@ -11,9 +11,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gimp_ray import pipeline
 from gimp_ray.config import Config
+from gimp_ray.learn import Finetuning
 from gimp_ray.models import PatchAggregator
-from gimp_ray.tasks import Finetuning
-from gimp_ray.weights import load_weights
+from gimp_ray.runs.weights import load_weights
 from tests.conftest import changed
 
 

@@ -132,7 +132,7 @@ def test_alone_equals_in_any_batch():
         row[: sample.shape[1]] = sample[0]
     out = attention(batch, torch.arange(max(lengths)) < torch.tensor(lengths)[:, None])
     for i, sample in enumerate(samples):
-        torch.testing.assert_close(out[i : i + 1, : lengths[i]], attention(sample), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(out[i : i + 1, : lengths[i]], attention(sample), atol=3e-5, rtol=1e-5)
     same_length = torch.cat([samples[0], samples[0] * 50])
     torch.testing.assert_close(attention(same_length)[:1], attention(samples[0]), atol=1e-5, rtol=1e-5)
 

@@ -13,7 +13,7 @@ import pytest
 
 from gimp_ray import pipeline
 from gimp_ray.config_files import load_config, to_yaml
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.object_storage.proxy import FaultProxy
@@ -62,7 +62,7 @@ def test_killed_in_the_middle_of_an_upload(
 
 def start(folder: Path, attempt: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "gimp_ray.cli", "pretrain", "--config", str(folder / "run.yaml")],
+        [sys.executable, "-m", "gimp_ray.cli.commands", "pretrain", "--config", str(folder / "run.yaml")],
         env=os.environ | {"GIMP_RAY_CACHE": str(folder / f"cache-{attempt}")},
         cwd=ROOT,
     )

@@ -12,10 +12,10 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from gimp_ray import places
 from gimp_ray.errors import InputError
-from gimp_ray.run_folder import RunFolder, as_place, whole_folder
-from gimp_ray.run_mirror import StorageError, local_file, patient, placed_file
+from gimp_ray.io import places
+from gimp_ray.io.mirror import StorageError, local_file, patient, placed_file
+from gimp_ray.runs.folder import RunFolder, as_place, whole_folder
 from tests.object_storage.proxy import FaultProxy
 
 URI = "memory://runs/a"

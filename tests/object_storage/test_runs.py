@@ -11,14 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from gimp_ray import pipeline, places
-from gimp_ray.cli import main
+from gimp_ray import pipeline
+from gimp_ray.cli.commands import main
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config, to_yaml
 from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.errors import ConfigError
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.run_mirror import StorageError, placed_file
+from gimp_ray.io import places
+from gimp_ray.io.mirror import StorageError, placed_file
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.object_storage.proxy import FaultProxy

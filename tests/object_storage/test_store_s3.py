@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gimp_ray import places
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.check import WARN, check_store
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.parts import PartWriter
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import Batching, Plan, index_cases
 from gimp_ray.feed.windows import read_windows
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.io import places
+from gimp_ray.store import CohortStore
+from gimp_ray.store.check import WARN, check_store
+from gimp_ray.store.parts import PartWriter
 from tests.cohort.cohort_files import Sources, make_sources
 from tests.object_storage.fixtures import forget_clients
 from tests.object_storage.proxy import FaultProxy
@@ -234,9 +234,9 @@ def test_a_lock_whose_answer_was_lost_is_still_ones_own(small: Sources, bucket: 
 def test_a_killed_ingest_leaves_no_store_and_the_next_one_takes_over(small: Sources, bucket: str) -> None:
     words = f"""
 import os, signal
-from gimp_ray.cohort import patch_tasks
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.parts import PartWriter
+from gimp_ray.ingest import patch_tasks
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.store.parts import PartWriter
 patch_tasks.SMALLEST_PART_BYTES = 1  # a part file a slide
 write, done = PartWriter._write_row_group, []
 def killed(self, *row_group):

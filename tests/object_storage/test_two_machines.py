@@ -18,8 +18,8 @@ from gimp_ray.engine.launch import Job, _go_through
 from gimp_ray.engine.loop import Saving
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tasks import CohortEmbedding, GenePretraining, GimpPretraining
+from gimp_ray.learn import CohortEmbedding, GenePretraining, GimpPretraining
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.object_storage.server import S3Server

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gimp_ray.cohort.check import check_store
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
-from gimp_ray.cohort.manifest import Manifest
 from gimp_ray.errors import InputError
-from gimp_ray.ingest_job import on_ray
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.ingest.ingest_job import on_ray
+from gimp_ray.store.check import check_store
+from gimp_ray.store.manifest import Manifest
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -29,7 +29,7 @@ def test_the_cluster_makes_the_same_store(
     cohort_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # several part files, so that several tasks run
-    monkeypatch.setattr("gimp_ray.cohort.patch_tasks.SMALLEST_PART_BYTES", 20_000)
+    monkeypatch.setattr("gimp_ray.ingest.patch_tasks.SMALLEST_PART_BYTES", 20_000)
     here = _ingest(cohort_sources, tmp_path / "here", on_cluster=False)
     there = _ingest(cohort_sources, tmp_path / "there", on_cluster=True)
     assert len(list((tmp_path / "there" / "patches").iterdir())) > 1

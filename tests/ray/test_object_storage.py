@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gimp_ray.config_files import load_config, to_yaml
-from gimp_ray.run_folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder, read_lines
 from tests.conftest import TINY
 from tests.object_storage.fixtures import bucket, s3_env, s3_server  # noqa: F401
 from tests.object_storage.server import S3Server, s3_client
@@ -30,7 +30,7 @@ def test_a_worker_trains_in_a_bucket(
     # a process of its own, since a cluster hands on the environment it was started in
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     subprocess.run(
-        [sys.executable, "-m", "gimp_ray.cli", "pretrain-genes", "--config", str(tmp_path / "run.yaml")],
+        [sys.executable, "-m", "gimp_ray.cli.commands", "pretrain-genes", "--config", str(tmp_path / "run.yaml")],
         env=environment | {"GIMP_RAY_CACHE": str(tmp_path / "cache"), "RAY_AUTH_MODE": "disabled"},
         cwd=Path(__file__).parents[2],
         check=True,

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from gimp_ray import pipeline
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import GimpError
-from gimp_ray.run_folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.store import CohortStore
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 

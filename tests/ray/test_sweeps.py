@@ -18,15 +18,15 @@ import pytest
 import yaml
 from ray.tune.schedulers import ASHAScheduler
 
-from gimp_ray import places
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
-from gimp_ray.run_folder import RunFolder, read_lines
-from gimp_ray.sweeps import on_tune
-from gimp_ray.sweeps.records import new_record, read_record, read_records
-from gimp_ray.sweeps.search import search
-from gimp_ray.sweeps.settings import SweepConfig, build_sweep, rungs_of, space_of
-from gimp_ray.sweeps.trial import Setting
+from gimp_ray.experiments import on_tune
+from gimp_ray.experiments.records import new_record, read_record, read_records
+from gimp_ray.experiments.search import search
+from gimp_ray.experiments.settings import SweepConfig, build_sweep, rungs_of, space_of
+from gimp_ray.experiments.trial import Setting
+from gimp_ray.io import places
+from gimp_ray.runs.folder import RunFolder, read_lines
 from tests.conftest import TINY, changed
 from tests.faults.running import Command, commanded, kill, steps_logged
 from tests.object_storage.fixtures import bucket, s3_env, s3_server  # noqa: F401
@@ -121,7 +121,7 @@ def test_a_sweep_in_object_storage_is_whole_there_and_known_on_another_machine(
         "concurrent": 2,
     }
     file.write_text(yaml.safe_dump(tree))
-    code = "from gimp_ray.cli import main; main()"
+    code = "from gimp_ray.cli.commands import main; main()"
     said = []
     for machine in ("first", "second"):
         cache = str(tmp_path / machine)

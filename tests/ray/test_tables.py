@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gimp_ray.config_files import flatten
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tables.grid import Room
-from gimp_ray.tables.make import make_table, plan_table
-from gimp_ray.tables.spec import build_table
+from gimp_ray.experiments.grid import Room
+from gimp_ray.experiments.make import make_table, plan_table
+from gimp_ray.experiments.spec import build_table
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

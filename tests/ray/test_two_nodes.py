@@ -14,7 +14,7 @@ import pytest
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config, to_yaml
-from gimp_ray.run_folder import RunFolder
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.engine.test_two_workers import run_on_two_ranks

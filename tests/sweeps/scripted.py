@@ -12,14 +12,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gimp_ray import cli, pipeline
+from gimp_ray import pipeline
+from gimp_ray.cli import commands as cli
 from gimp_ray.config import Config
 from gimp_ray.evaluation.by_kind import METRICS
+from gimp_ray.experiments import on_tune, trial
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.sweeps import on_tune, trial
-from gimp_ray.tasks import GimpPretraining
+from gimp_ray.learn import GimpPretraining
+from gimp_ray.runs.folder import RunFolder
 
 real = on_tune._trainable
 

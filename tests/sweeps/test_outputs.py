@@ -12,12 +12,12 @@ import pytest
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError, GimpError, InputError
+from gimp_ray.experiments.outputs import best_text, trials_table, write_outputs
+from gimp_ray.experiments.records import best_of, new_record, read_records, write_record
+from gimp_ray.experiments.search import search
+from gimp_ray.experiments.settings import SweepConfig, build_sweep, space_of
 from gimp_ray.reports.sweep_report import marginal_figure, parallel_figure, read_sweep_table, write_sweep_report
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.sweeps.outputs import best_text, trials_table, write_outputs
-from gimp_ray.sweeps.records import best_of, new_record, read_records, write_record
-from gimp_ray.sweeps.search import search
-from gimp_ray.sweeps.settings import SweepConfig, build_sweep, space_of
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import changed
 
 SWEEP = build_sweep(
@@ -154,7 +154,7 @@ def test_records_are_read_by_number_and_a_damaged_one_is_refused(tmp_path: Path)
 def test_a_sweep_whose_trials_are_over_starts_no_ray(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gimp_ray.sweeps import search as module
+    from gimp_ray.experiments import search as module
 
     base = changed(tiny, run=str(tmp_path / "sweep"))
     sweep = SweepConfig(space={"mask.ratio": {"choice": [0.3, 0.4]}}, search="grid")

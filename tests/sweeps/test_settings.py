@@ -11,7 +11,7 @@ import yaml
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError
-from gimp_ray.sweeps.settings import (
+from gimp_ray.experiments.settings import (
     PRESETS,
     SweepConfig,
     build_sweep,

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gimp_ray.errors import ConfigError
-from gimp_ray.sweeps.space import clipped, crossed, dimensions, draw, drawn, identity
+from gimp_ray.experiments.space import clipped, crossed, dimensions, draw, drawn, identity
 
 SPACE: dict[str, dict[str, Any]] = {
     "mask.ratio": {"uniform": [0.25, 0.75]},

@@ -15,19 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from gimp_ray import pipeline
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.evaluation import Truth, intervals_of
 from gimp_ray.evaluation.survival_intervals import survival_intervals
-from gimp_ray.run_folder import RunFolder, read_lines
-from gimp_ray.sweeps import measure, trial
-from gimp_ray.sweeps.measure import probed
-from gimp_ray.sweeps.outputs import write_outputs
-from gimp_ray.sweeps.records import new_record, read_record, write_record
-from gimp_ray.sweeps.settings import build_sweep, space_of
-from gimp_ray.sweeps.trial import Setting, handed_on, reason_of, run_trial
+from gimp_ray.experiments import measure, trial
+from gimp_ray.experiments.measure import probed
+from gimp_ray.experiments.outputs import write_outputs
+from gimp_ray.experiments.records import new_record, read_record, write_record
+from gimp_ray.experiments.settings import build_sweep, space_of
+from gimp_ray.experiments.trial import Setting, handed_on, reason_of, run_trial
+from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.store import CohortStore
 from tests.conftest import changed
 from tests.engine.test_resume import same_weights
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config_files import to_yaml
 from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL_MLP
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tables.cells import Cell
-from gimp_ray.tables.spec import TableSpec, build_table
+from gimp_ray.experiments.cells import Cell
+from gimp_ray.experiments.spec import TableSpec, build_table
+from gimp_ray.runs.folder import RunFolder
+from gimp_ray.store import CohortStore
 
 CLASSES = ("LUAD", "LUSC")
 

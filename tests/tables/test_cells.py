@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config_files import load_config, to_yaml
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tables.cells import plan_grid, rows_left_out
-from gimp_ray.tables.spec import build_table
-from gimp_ray.tables.state import check_same, missing, needed, seconds_of
+from gimp_ray.experiments.cells import plan_grid, rows_left_out
+from gimp_ray.experiments.spec import build_table
+from gimp_ray.experiments.state import check_same, missing, needed, seconds_of
+from gimp_ray.runs.folder import RunFolder
+from gimp_ray.store import CohortStore
 from tests.tables.made import finished, table_of
 
 

@@ -17,16 +17,16 @@ import yaml
 from click.testing import CliRunner
 from matplotlib.image import imread
 
-from gimp_ray.cli import main
-from gimp_ray.cohort import CohortStore
+from gimp_ray.cli.commands import main
 from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL_MLP, bootstrap_intervals, paired_difference
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tables.drawing import rows_figure
-from gimp_ray.tables.grid import Room
-from gimp_ray.tables.latex import latex_table
-from gimp_ray.tables.make import Planned, make_table, plan_table
-from gimp_ray.tables.spec import build_table
-from gimp_ray.tables.writing import caption, difference_text
+from gimp_ray.experiments.drawing import rows_figure
+from gimp_ray.experiments.grid import Room
+from gimp_ray.experiments.latex import latex_table
+from gimp_ray.experiments.make import Planned, make_table, plan_table
+from gimp_ray.experiments.spec import build_table
+from gimp_ray.experiments.writing import caption, difference_text
+from gimp_ray.runs.folder import RunFolder
+from gimp_ray.store import CohortStore
 from tests.tables.made import CLASSES, finished, reported, table_of
 
 ROWS: list[dict[str, Any]] = [
@@ -60,7 +60,7 @@ def result(planned: Planned) -> dict[str, Any]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of words: drawing takes most of the time."""
-    monkeypatch.setattr("gimp_ray.tables.make.save_figure", lambda figure, file: file)
+    monkeypatch.setattr("gimp_ray.experiments.make.save_figure", lambda figure, file: file)
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_missing_runs_are_counted_named_and_leave_the_rest(own: Planned, monkeyp
         asked.extend(step.place for step in steps)
         return {gone: "OutOfMemoryError: too large"}
 
-    monkeypatch.setattr("gimp_ray.tables.make.run_steps", fails)
+    monkeypatch.setattr("gimp_ray.experiments.make.run_steps", fails)
     mine = out_of(own) / "mine.yaml"
     mine.write_text(yaml.safe_dump(own.asked.model_dump()))
     told = ran(str(mine), "--out", own.out)
@@ -213,7 +213,7 @@ def test_missing_runs_are_counted_named_and_leave_the_rest(own: Planned, monkeyp
 def test_a_table_without_any_run_is_still_written(
     store_path: Path, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gimp_ray.tables.make.run_steps", lambda steps, room: {})
+    monkeypatch.setattr("gimp_ray.experiments.make.run_steps", lambda steps, room: {})
     found = make_table(plan_table(table_of(store_path, *ROWS), tmp_path / "out"), Room())
     assert len(found["missing"]) == 2 and all(row["figures"] == {} for row in found["rows"])
     assert_latex((tmp_path / "out" / "table.tex").read_text())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gimp_ray import places
 from gimp_ray.errors import ConfigError
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tables.grid import Room
-from gimp_ray.tables.make import make_table, plan_table
+from gimp_ray.experiments.grid import Room
+from gimp_ray.experiments.make import make_table, plan_table
+from gimp_ray.io import places
+from gimp_ray.runs.folder import RunFolder
 from tests.object_storage.fixtures import bucket, s3_env, s3_proxy, s3_server
 from tests.tables.made import finished, table_of
 
@@ -25,7 +25,7 @@ def test_a_table_in_object_storage_is_found_again_and_written_there(
     def another_machine() -> None:
         monkeypatch.setenv("GIMP_RAY_CACHE", str(tmp_path / f"cache-{time.monotonic_ns()}"))
 
-    monkeypatch.setattr("gimp_ray.tables.make.save_figure", lambda figure, file: file)
+    monkeypatch.setattr("gimp_ray.experiments.make.save_figure", lambda figure, file: file)
     table, out = table_of(store_path, {"name": "a"}, {"name": "b"}), f"{bucket}/tables/one"
     another_machine()
     planned = plan_table(table, out)

@@ -10,8 +10,8 @@ from gimp_ray.errors import InputError
 from gimp_ray.evaluation import bootstrap_intervals, paired_difference
 from gimp_ray.evaluation.label_intervals import label_intervals
 from gimp_ray.evaluation.survival_intervals import survival_intervals
-from gimp_ray.tables.pooled import RunScores, draw_patients, pooled_difference, pooled_intervals
-from gimp_ray.tables.scores import score
+from gimp_ray.experiments.pooled import RunScores, draw_patients, pooled_difference, pooled_intervals
+from gimp_ray.experiments.scores import score
 from tests.tables.made import CLASSES, made_up
 
 NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")

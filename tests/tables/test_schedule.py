@@ -8,9 +8,9 @@ import pytest
 
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError, GimpError, InputError
-from gimp_ray.tables.cells import Step
-from gimp_ray.tables.grid import Room, _failure, check_room, fitted_config, fitted_room
-from gimp_ray.tables.schedule import Failure, run_in_order
+from gimp_ray.experiments.cells import Step
+from gimp_ray.experiments.grid import Room, _failure, check_room, fitted_config, fitted_room
+from gimp_ray.experiments.schedule import Failure, run_in_order
 
 
 def step(name: str, *needs: str) -> Step:

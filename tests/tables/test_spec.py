@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from gimp_ray.cohort import CohortStore
 from gimp_ray.config_files import flatten, load_config
 from gimp_ray.errors import ConfigError
+from gimp_ray.experiments.cells import plan_grid
+from gimp_ray.experiments.spec import build_table, chosen_rows, load_table, presets
 from gimp_ray.recipes import RECIPES
-from gimp_ray.tables.cells import plan_grid
-from gimp_ray.tables.spec import build_table, chosen_rows, load_table, presets
+from gimp_ray.store import CohortStore
 
 ROWS: list[dict[str, Any]] = [{"name": "GiMP"}, {"name": "short", "config": {"window": {"length": 1500}}}]
 

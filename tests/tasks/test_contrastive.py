@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gimp_ray import pipeline
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config, ObjectiveConfig
 from gimp_ray.config_files import build_config, load_config
 from gimp_ray.engine.loop import Saving, autocast, train
@@ -24,11 +23,12 @@ from gimp_ray.engine.protocol import World
 from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.run_folder import RunFolder, read_json, read_lines
-from gimp_ray.tasks.contrastive import ContrastivePretraining
-from gimp_ray.tasks.contrastive_objectives import OBJECTIVES, draw_groups
-from gimp_ray.tasks.image_side import load_model
-from gimp_ray.weights import load_weights, part
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.learn.contrastive import ContrastivePretraining
+from gimp_ray.learn.contrastive_objectives import OBJECTIVES, draw_groups
+from gimp_ray.learn.image_side import load_model
+from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.weights import load_weights, part
 from tests.conftest import TINY, changed
 
 CPU = torch.device("cpu")

@@ -13,12 +13,12 @@ from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.run_folder import RunFolder, read_json, write_json
-from gimp_ray.tasks.method_start import CAN_START, made_for_outputs, start_from
-from gimp_ray.tasks.methods import METHODS, Sizes
-from gimp_ray.tasks.planned import patients_of
-from gimp_ray.tasks.supervised import Supervised
-from gimp_ray.weights import load_weights, part, save_weights
+from gimp_ray.learn.method_start import CAN_START, made_for_outputs, start_from
+from gimp_ray.learn.methods import METHODS, Sizes
+from gimp_ray.learn.planned import patients_of
+from gimp_ray.learn.supervised import Supervised
+from gimp_ray.runs.folder import RunFolder, read_json, write_json
+from gimp_ray.runs.weights import load_weights, part, save_weights
 from tests.conftest import changed
 
 CPU = torch.device("cpu")

@@ -15,22 +15,22 @@ import pytest
 import torch
 
 from gimp_ray import pipeline
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config, GenesConfig, TrainConfig
 from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import Tensors, World
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.learn.label_target import LabelTarget
+from gimp_ray.learn.methods import METHODS, answer
+from gimp_ray.learn.predict import CohortPrediction, load_method
+from gimp_ray.learn.supervised import Supervised
+from gimp_ray.learn.survival_target import SurvivalTarget
+from gimp_ray.learn.whole_cases import whole_cases
 from gimp_ray.recipes import RECIPES
-from gimp_ray.run_folder import RunFolder, read_json
-from gimp_ray.tasks.label_target import LabelTarget
-from gimp_ray.tasks.methods import METHODS, answer
-from gimp_ray.tasks.predict import CohortPrediction, load_method
-from gimp_ray.tasks.supervised import Supervised
-from gimp_ray.tasks.survival_target import SurvivalTarget
-from gimp_ray.tasks.whole_cases import whole_cases
-from gimp_ray.weights import load_weights, part
+from gimp_ray.runs.folder import RunFolder, read_json
+from gimp_ray.runs.weights import load_weights, part
 from tests.conftest import changed
 
 CPU = torch.device("cpu")
@@ -279,7 +279,7 @@ def test_a_model_reads_a_store_with_its_genes_in_another_order(
     config = config_of(tiny, "mcat", gene_sets)
     run = trained(config)
     before = predicted(config, run)
-    from gimp_ray.cohort import CohortStore
+    from gimp_ray.store import CohortStore
 
     ids, read = CohortStore.gene_ids, CohortStore.read_genes
     order = np.random.default_rng(0).permutation(100)
@@ -398,7 +398,7 @@ def test_what_a_method_cannot_do_is_refused(tiny: Config, gene_sets: str) -> Non
 
 
 def test_a_missing_modality_is_refused(tiny: Config, gene_sets: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gimp_ray.cohort import CohortStore
+    from gimp_ray.store import CohortStore
 
     monkeypatch.setattr(CohortStore, "num_genes", property(lambda store: 0))
     with pytest.raises(InputError, match="needs genes"):

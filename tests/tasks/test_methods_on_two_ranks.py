@@ -18,9 +18,9 @@ from gimp_ray.config import Config
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.run_folder import RunFolder
-from gimp_ray.tasks.supervised import Supervised
-from gimp_ray.weights import load_weights
+from gimp_ray.learn.supervised import Supervised
+from gimp_ray.runs.folder import RunFolder
+from gimp_ray.runs.weights import load_weights
 from tests.conftest import changed
 from tests.tasks.test_methods import config_of, gene_sets, trained
 

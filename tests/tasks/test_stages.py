@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from gimp_ray import pipeline
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.run_folder import RunFolder, read_json, read_lines
-from gimp_ray.tasks import Finetuning, GenePretraining, GimpPretraining
-from gimp_ray.weights import load_weights, part
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.learn import Finetuning, GenePretraining, GimpPretraining
+from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.store import CohortStore
 from tests.conftest import changed
 
 CPU = torch.device("cpu")

@@ -14,19 +14,19 @@ import torch
 from sklearn.feature_selection import f_classif
 
 from gimp_ray import pipeline
-from gimp_ray.cohort import CohortStore
-from gimp_ray.cohort.ingest import IngestOptions, ingest_cohort
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.evaluation import concordance_index
+from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.learn import Finetuning
+from gimp_ray.learn.missing import without
+from gimp_ray.learn.supervised import Supervised
 from gimp_ray.models import MLPHead
-from gimp_ray.run_folder import RunFolder, read_json, read_lines
-from gimp_ray.tasks import Finetuning
-from gimp_ray.tasks.missing import without
-from gimp_ray.tasks.supervised import Supervised
-from gimp_ray.weights import load_weights, part
+from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.store import CohortStore
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 

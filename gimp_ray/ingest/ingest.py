@@ -1,0 +1,311 @@
+"""`ingest_cohort`: files of other tools in, a store out, whole or not at all; `plan_ingest` says what it would do.
+
+The order: read the tables and match them; look at every patch file; refuse what contradicts itself; write aside;
+verify; manifest last. Whatever fails on the way, Ctrl-C included, leaves no store, or the store as it was. Where `out`
+is a store, new slides and cases are added to it and nothing else is written again. Left out: matching (`prepare.py`),
+how a store appears (`publishing.py`), what is known of it before (`existing.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from gimp_ray.errors import InputError
+from gimp_ray.ingest import existing as existing_store
+from gimp_ray.ingest import patch_ingest
+from gimp_ray.ingest.existing import Existing
+from gimp_ray.ingest.ingest_options import IngestOptions
+from gimp_ray.ingest.prepare import Prepared, Sources, prepare
+from gimp_ray.ingest.progress import Progress
+from gimp_ray.ingest.report import IngestPlan, IngestReport, kept_of
+from gimp_ray.ingest.work import Work, WorkPool
+from gimp_ray.io import places
+from gimp_ray.store import publishing, tables
+from gimp_ray.store.check import check_store
+from gimp_ray.store.manifest import FILE, FORMAT, Manifest, gene_list_sha256, program, store_fingerprint
+from gimp_ray.store.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
+from gimp_ray.store.sources import sources_table
+from gimp_ray.store.splits import check_table, join_splits, keep_cases, make_scheme, schemes_of
+
+__all__ = ["IngestOptions", "ingest_cohort", "plan_ingest"]
+
+REPORT_FILE = "ingest_report.json"
+Files = Path | Sequence[Path] | None
+MakeWork = Callable[[int, Callable[[int], None]], Work]
+
+
+def plan_ingest(
+    *,
+    patches: Path | None,
+    genes: Files,
+    cases: Files,
+    out: str | os.PathLike[str],
+    splits: Path | None = None,
+    sample_sheet: Path | None = None,
+    options: IngestOptions | None = None,
+) -> IngestPlan:
+    """What `ingest_cohort` would do with these arguments: everything is looked at, nothing is written.
+
+    Raises:
+        InputError: as `ingest_cohort`, apart from what only reading all of a patch file can show.
+    """
+    options, place = options or IngestOptions(), places.absolute(out)
+    sources = _sources(patches, genes, cases, splits, sample_sheet)
+    before = _before(place, after_a_kill=True)
+    try:
+        with Progress(options.progress) as bar, WorkPool(options.workers, bar.advance) as work:
+            return prepare(sources, before, place, options, work, bar).plan
+    except OSError as error:
+        _refuse_source(sources, error)
+        raise
+
+
+def ingest_cohort(
+    *,
+    patches: Path | None,
+    genes: Files,
+    cases: Files,
+    out: str | os.PathLike[str],
+    splits: Path | None = None,
+    sample_sheet: Path | None = None,
+    options: IngestOptions | None = None,
+    on_plan: Callable[[IngestPlan], None] | None = None,
+    make_work: MakeWork = WorkPool,
+) -> IngestReport:
+    """Make the store `out` from patch features, gene files and case tables, or add to it what is new in them.
+
+    Args:
+        patches: folder of patch features (CLAM, TRIDENT, STAMP, TANGLE, npy, npz, Parquet, zarr); None for genes alone.
+        genes: gene files or folders of them, one or several (`gene_source.read_expression`); None for patches alone.
+        cases: case table, or several that are joined by case (`readers/case_table.py`).
+        out: the store to make or to add to, a local path or a URI such as `s3://bucket/store`.
+        splits: split table, or folder of CLAM's split files, to import beside the schemes that are made.
+        sample_sheet: which gene file or sample is whose: GDC's sample sheet, or a table of one's own.
+        options: see `IngestOptions`.
+        on_plan: called with the plan before anything is written.
+        make_work: what spreads the work: processes here, or a cluster (`gimp_ray.ingest.ingest_job`).
+
+    Returns:
+        What was kept and what was left out; also written to `out/ingest_report.json`.
+
+    Raises:
+        InputError: contradicting or unusable sources, anything to be left out when strict, something else at `out`,
+            another ingest at work there, or the store cannot be written. What was at `out` is as it was.
+    """
+    options, place = options or IngestOptions(), places.absolute(out)
+    sources = _sources(patches, genes, cases, splits, sample_sheet)
+    try:
+        with publishing.lock(place) as after_a_kill:
+            before = _before(place, after_a_kill)
+            with Progress(options.progress) as bar, make_work(options.workers, bar.advance) as work:
+                prepared = prepare(sources, before, place, options, work, bar)
+                if on_plan is not None:
+                    on_plan(prepared.plan)
+                return _publish(prepared, place, options, work, bar)
+    except (OSError, pa.ArrowException) as error:
+        _refuse_source(sources, error)
+        fix = places.advice(places.resolve(place)[0], error) or "check free space and permissions there"
+        fix += "; nothing of this ingest was left behind"
+        raise InputError("the store cannot be written", file=place, found=str(error), fix=fix) from error
+
+
+def _sources(patches: Path | None, genes: Files, cases: Files, splits: Path | None, sheet: Path | None) -> Sources:
+    return Sources(_path(patches), _paths(genes), _paths(cases), _path(splits), _path(sheet))
+
+
+def _refuse_source(sources: Sources, error: Exception) -> None:
+    """InputError where a source is the file that the system refuses."""
+    name = getattr(error, "filename", None)
+    given = [sources.patches, *sources.genes, *sources.cases, sources.splits, sources.sample_sheet]
+    if isinstance(error, OSError) and name and any(p and Path(name).is_relative_to(p) for p in given):
+        found, fix = error.strerror or str(error), "let this user read it and the folders above it"
+        raise InputError("a source cannot be read", file=name, found=found, fix=fix) from error
+
+
+def _path(path: Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _paths(paths: Files) -> tuple[Path, ...]:
+    several = () if paths is None else (paths,) if isinstance(paths, str | os.PathLike) else paths
+    return tuple(Path(path) for path in several)
+
+
+def _before(place: str, after_a_kill: bool) -> Existing | None:
+    if publishing.exists(place):
+        return existing_store.open_existing(place)
+    publishing.refuse_other(place, after_a_kill)
+    return None
+
+
+def _publish(prepared: Prepared, place: str, options: IngestOptions, work: Work, bar: Progress) -> IngestReport:
+    """Write what is new, check it and publish the manifest."""
+    before = prepared.existing
+    if before is not None and not prepared.is_new:
+        return _nothing_new(prepared, before.store.manifest, place, options)
+    if before is None:
+        publication = publishing.new_store(place)
+    else:
+        in_use = set(before.store.slides["file"].unique().to_pylist())
+        publication = publishing.addition(place, before.store.manifest, in_use)
+    with publication as folder:
+        report, manifest = _write(prepared, folder, place, options, work, bar)
+        _finish(folder, manifest, report)
+    return report
+
+
+def _finish(folder: str, manifest: Manifest, report: IngestReport) -> None:
+    filesystem, root = places.resolve(folder)
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
+    name = REPORT_FILE if manifest.revision == 1 else f"ingest_report.r{manifest.revision}.json"
+    places.write_bytes(filesystem, f"{root}/{name}", text.encode())
+    check_store(folder, manifest=manifest).raise_if_bad()
+    places.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
+
+
+def _write(
+    prepared: Prepared, folder: str, place: str, options: IngestOptions, work: Work, bar: Progress
+) -> tuple[IngestReport, Manifest]:
+    """Write part files and tables into `folder`; the report speaks of `place`."""
+    roll, extra, before = prepared.roll, prepared.table.extra, prepared.existing
+    revision = 1 if before is None else before.store.manifest.revision + 1
+    writer = tables.TableWriter(folder, revision)
+    constant, varying = tables.constant_by_case(extra, prepared.table.case_ids)
+    slides = None
+    if prepared.has_slides:
+        names = "patches/part-{:05d}.parquet" if revision == 1 else f"patches/part-r{revision}-{{:05d}}.parquet"
+        written = patch_ingest.write_parts(
+            roll, prepared.to_write, folder, names, compression=options.compression, dtype=options.dtype, work=work,
+            bar=bar,
+        )  # fmt: skip
+        roll.refuse(options.strict)
+        stored = None if before is None else before.store.slides
+        slides = patch_ingest.slides_table(prepared.to_write, written, roll.slides, stored)
+        rows = [roll.slide_row[slide_id] for slide_id in slides["slide_id"].to_pylist()]
+        prepared.notes += patch_ingest.notes(list(prepared.to_write.values()))
+        writer.write("slides", tables.with_extra(slides, extra.select(varying), rows))
+    elif varying:
+        prepared.notes.append(
+            f"not stored, for they differ within a case and there are no slides: {', '.join(varying)}"
+        )
+    cases = tables.cases_table(roll.labels, extra.select(constant), roll.case_row)
+    writer.write("cases", cases)
+    if prepared.matrix is not None:
+        writer.write("genes", tables.genes_table(prepared.gene_ids, prepared.matrix.gene_columns))
+        writer.write_expression(sorted(roll.labels), len(prepared.gene_ids), prepared.matrix.expression)
+    splits = _splits(prepared, cases, options)
+    if splits.num_rows:
+        writer.write("splits", splits)
+    kept_files = {slide_id: path for slide_id, path in prepared.files_read.items() if slide_id in roll.slides}
+    kept_rows = () if before is None else before.store.table("sources").to_pylist()
+    writer.write("sources", sources_table(kept_files, prepared.tables_read, kept_rows))
+    manifest = _manifest(prepared, slides, writer, revision, options)
+    return _report(prepared, manifest, splits, place, options), manifest
+
+
+def _splits(prepared: Prepared, cases: pa.Table, options: IngestOptions) -> pa.Table:
+    """splits.parquet: what the user brought, what is stored, and the schemes asked for that neither has."""
+    labels = prepared.roll.labels
+    brought = [] if prepared.splits is None else [keep_cases(prepared.splits, labels)]
+    found, notes = list(brought), list[str]()
+    if prepared.existing is not None:
+        names = {name for table in brought for name in schemes_of(table)}
+        stored, notes = existing_store.stored_folds(names, prepared.existing, cases, options.split_seed)
+        found.append(stored)
+    known = {name for table in found for name in schemes_of(table)}
+    columns = {
+        name: dict(zip(cases["case_id"].to_pylist(), cases[name].to_pylist(), strict=True))
+        for name in cases.column_names[2:]
+    }
+    for scheme in dict.fromkeys(options.split_schemes):
+        if scheme not in known:
+            made, more = make_scheme(
+                scheme, labels, columns, folds=options.folds, repeats=options.repeats, seed=options.split_seed,
+                shares=options.split_shares,
+            )  # fmt: skip
+            found.append(made)
+            notes += more
+    prepared.notes += notes
+    whole = join_splits(found)
+    check_table(whole, prepared.table.path, cases)
+    return whole
+
+
+def _manifest(
+    prepared: Prepared, slides: pa.Table | None, writer: tables.TableWriter, revision: int, options: IngestOptions
+) -> Manifest:
+    genes, labels = prepared.gene_ids, prepared.roll.labels
+    known = [] if slides is None else slides["has_coords"].to_pylist()
+    dim = prepared.dim
+    encoder, magnification, patch_size, overlap = (
+        None if slides is None else patch_ingest.common(slides, name)
+        for name in ("encoder", "magnification", "patch_size", "overlap")
+    )
+    contents = {name: value for name, value in writer.contents.items() if name != "sources"}
+    before = prepared.existing
+    return Manifest(
+        format=FORMAT,
+        version=LAYOUT_VERSION,
+        created_by=program(),
+        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        dim=dim,
+        dtype=options.dtype,
+        row_group_rows=ROW_GROUP_ROWS,
+        compression=options.compression,
+        patch_order="source",
+        revision=revision,
+        encoder=encoder,
+        magnification=magnification,
+        patch_size=patch_size,
+        overlap=overlap,
+        coordinates=None if slides is None else "all" if all(known) else "some" if any(known) else "none",
+        num_cases=len(labels),
+        num_slides=len(known),
+        num_patches=0 if slides is None else sum(slides["n_patches"].to_pylist()),
+        num_genes=len(genes),
+        gene_unit=prepared.gene_unit,
+        gene_list_sha256=gene_list_sha256(genes) if genes else None,
+        classes=tuple(sorted(set(labels.values()))),
+        files=writer.names,
+        tables=writer.files,
+        schema_versions={name: table_schema(name).version for name in TABLES},
+        superseded=() if before is None else tuple(sorted(before.store.manifest.tables)),
+        members={},
+        fingerprint=store_fingerprint(
+            contents, dim=dim, dtype=options.dtype, encoder=encoder, gene_unit=prepared.gene_unit
+        ),
+    )
+
+
+def _report(
+    prepared: Prepared, manifest: Manifest, splits: pa.Table, place: str, options: IngestOptions
+) -> IngestReport:
+    roll = prepared.roll
+    counts = Counter(roll.labels.values())
+    return IngestReport(
+        store=place,
+        manifest=manifest,
+        coverage=prepared.plan.coverage,
+        added=prepared.plan.added,
+        class_counts={label: counts[label] for label in sorted(counts)},
+        split_schemes=schemes_of(splits),
+        left_out=tuple(roll.left_out),
+        notes=tuple(prepared.notes),
+        options=dataclasses.asdict(options),
+        kept=kept_of(roll, prepared.files_read, prepared.matrix),
+    )
+
+
+def _nothing_new(prepared: Prepared, manifest: Manifest, place: str, options: IngestOptions) -> IngestReport:
+    """The report of an ingest that finds everything stored already; the store is not touched."""
+    assert prepared.existing is not None
+    prepared.notes.append("nothing is new: the store is as it was")
+    return _report(prepared, manifest, prepared.existing.store.table("splits"), place, options)

@@ -1,0 +1,328 @@
+"""From sources to what an ingest will write: read the tables, match them, look at every patch file, take stock.
+
+Nothing is written here. Left out: each format's reader (`readers/`), and what a store holds already (`existing.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.ingest import existing as existing_store
+from gimp_ray.ingest import genes as gene_join
+from gimp_ray.ingest import patch_ingest
+from gimp_ray.ingest.discover import PatchFiles, find_patch_files
+from gimp_ray.ingest.existing import Existing
+from gimp_ray.ingest.gene_units import UNKNOWN, canonical
+from gimp_ray.ingest.genes import GeneMatrix, read_expression
+from gimp_ray.ingest.ingest_options import IngestOptions
+from gimp_ray.ingest.progress import Progress
+from gimp_ray.ingest.readers import PatchSource
+from gimp_ray.ingest.readers.case_table import CaseTable, read_cases
+from gimp_ray.ingest.readers.split_table import read_splits
+from gimp_ray.ingest.report import Coverage, IngestPlan
+from gimp_ray.ingest.roll import LeftOut, Roll
+from gimp_ray.ingest.work import Work
+from gimp_ray.store.sources import signature
+from gimp_ray.store.splits import PATIENT_COLUMN, rows_of
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the user gave."""
+
+    patches: Path | None
+    genes: tuple[Path, ...]
+    cases: tuple[Path, ...]
+    splits: Path | None
+    sample_sheet: Path | None
+
+
+@dataclass
+class Prepared:
+    """The sources as read, matched and looked at; `notes` and the roll grow as the ingest goes on.
+
+    Attributes:
+        table: the case table, with rows for what the store holds already.
+        to_write: the slides to write, sorted.
+        files_read: slide -> its patch file, of the slides to write and of those found unchanged.
+        splits: rows of splits.parquet that the user brought; None where there are none.
+        tables_read: file of every other source -> its kind, and its SHA-256 where it is known already.
+        is_new: whether there is anything to write.
+    """
+
+    table: CaseTable
+    roll: Roll
+    existing: Existing | None
+    has_slides: bool
+    to_write: dict[str, PatchSource]
+    files_read: dict[str, Path]
+    matrix: GeneMatrix | None
+    gene_unit: str | None
+    splits: pa.Table | None
+    tables_read: dict[Path, tuple[str, str | None]]
+    notes: list[str]
+    is_new: bool
+    plan: IngestPlan = field(repr=False)
+
+    @property
+    def gene_ids(self) -> list[str]:
+        return [] if self.matrix is None else self.matrix.gene_ids
+
+    @property
+    def dim(self) -> int | None:
+        """Embedding width of the slides to write, else of the store."""
+        for source in self.to_write.values():
+            return source.dim
+        return None if self.existing is None else self.existing.store.dim
+
+
+def prepare(
+    sources: Sources, existing: Existing | None, place: str, options: IngestOptions, work: Work, bar: Progress
+) -> Prepared:
+    """Read, match and look at everything.
+
+    Raises:
+        InputError: contradicting or unusable sources; anything to be left out when strict.
+    """
+    if sources.patches is None and not sources.genes:
+        fix = "give a folder of patch features, a gene matrix, or both"
+        raise InputError("nothing to ingest: neither patches nor genes", fix=fix)
+    if existing is not None:
+        _same_kind(existing, options)
+    table = read_cases(sources.cases, options.of_cases)
+    given_cases = {case_id for case_id in table.case_ids if case_id is not None}
+    files = None if sources.patches is None else find_patch_files(sources.patches, options.encoder)
+    if existing is not None:
+        table = existing_store.with_stored_rows(table, existing, () if files is None else files.by_slide)
+    has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
+    roll = Roll(table, with_slides=has_slides, stems=() if files is None else files.by_slide)
+    table, splits = roll.table, None
+    if sources.splits is not None:
+        splits, unknown = read_splits(sources.splits, roll.case_row, roll.slide_to_case(), _patients(table))
+        roll.left_out += unknown
+    matrix, unit, notes = _genes(sources, roll, existing, options)
+    notes = [*table.notes, *notes]
+    coverage = _coverage(roll, files, matrix, existing)
+    if matrix is not None:
+        notes += gene_join.join(roll, matrix)
+    to_write, unchanged = dict[str, PatchSource](), set[str]()
+    if has_slides:
+        to_write, unchanged = _patches(files, existing, roll, options.slides, work, bar)
+    roll.refuse(options.strict)
+    if existing is not None:
+        _nothing_lost(existing, roll)
+    new_cases = set(roll.labels) - (frozenset() if existing is None else existing.cases)
+    known = {} if files is None else files.by_slide
+    return Prepared(
+        table=table,
+        roll=roll,
+        existing=existing,
+        has_slides=has_slides,
+        to_write=to_write,
+        files_read={slide_id: known[slide_id] for slide_id in {*to_write, *(unchanged & set(known))}},
+        matrix=matrix,
+        gene_unit=unit,
+        splits=splits,
+        tables_read=_tables_read(sources, matrix),
+        notes=notes,
+        is_new=existing is None or bool(to_write) or bool(new_cases & given_cases) or _new_splits(splits, existing),
+        plan=IngestPlan(
+            store=place,
+            coverage=coverage,
+            added=existing is not None,
+            slides_to_write=len(to_write),
+            patches_to_write=sum(source.n_patches for source in to_write.values()),
+            slides_stored=0 if existing is None else existing.store.manifest.num_slides,
+            new_cases=len(new_cases),
+            cases=len(roll.labels),
+            left_out=tuple(roll.left_out),
+            notes=tuple(notes),
+        ),
+    )
+
+
+def _patches(
+    files: PatchFiles | None, existing: Existing | None, roll: Roll, rule: str, work: Work, bar: Progress
+) -> tuple[dict[str, PatchSource], set[str]]:
+    """The slides to write, and the stored ones whose files are what they were; the others are left out."""
+    to_write, unchanged = dict[str, PatchSource](), set[str]()
+    if rule != "largest":
+        roll.apply_slide_rule(rule)
+    if files is not None:
+        full = files if existing is None else existing_store.with_stored_files(files, existing)
+        patch_ingest.join_files(roll, full)
+        changed, unchanged = _changed(files, existing, roll)
+        names = sorted((set(files.by_slide) & set(roll.slides)) - unchanged)
+        looked = patch_ingest.look_at(files.by_slide, names, work, bar)
+        if existing is not None:
+            unchanged |= _compare({s: looked.pop(s) for s in sorted(changed)}, existing, roll, work, bar)
+        to_write = _usable(looked, roll)
+    if rule == "largest":
+        roll.apply_slide_rule(rule, _sizes(to_write, existing))
+        to_write = {slide_id: source for slide_id, source in to_write.items() if slide_id in roll.slides}
+    stored, dim = (None, None) if existing is None else (existing.store.slides, existing.store.dim)
+    patch_ingest.refuse_mixture(list(to_write.values()), stored, dim)
+    return to_write, unchanged
+
+
+def _same_kind(existing: Existing, options: IngestOptions) -> None:
+    manifest = existing.store.manifest
+    for name in ("dtype", "compression"):
+        if getattr(options, name) != getattr(manifest, name):
+            raise ConfigError(
+                f"the store's {name} is another",
+                file=existing.store.path,
+                expected=f"{name} {getattr(manifest, name)}",
+                found=getattr(options, name),
+                fix="add with the store's own, or make a new store",
+            )
+
+
+def _patients(table: CaseTable) -> pa.Table | None:
+    """Case and patient, where the case table says who is one patient; its first row of a case decides."""
+    if PATIENT_COLUMN not in table.extra.column_names:
+        return None
+    patients = table.extra[PATIENT_COLUMN].to_pylist()
+    of_case: dict[str, object] = {}
+    for case_id, patient in zip(table.case_ids, patients, strict=True):
+        if case_id is not None:
+            of_case.setdefault(case_id, patient)
+    return pa.table({"case_id": list(of_case), PATIENT_COLUMN: pa.array(of_case.values())})
+
+
+def _sizes(to_write: Mapping[str, PatchSource], existing: Existing | None) -> dict[str, int]:
+    """Patches of every slide that is stored or will be."""
+    sizes = {slide_id: source.n_patches for slide_id, source in to_write.items()}
+    if existing is not None:
+        slides = existing.store.slides
+        sizes |= dict(zip(slides["slide_id"].to_pylist(), slides["n_patches"].to_pylist(), strict=True))
+    return sizes
+
+
+def _tables_read(sources: Sources, matrix: GeneMatrix | None) -> dict[Path, tuple[str, str | None]]:
+    """Every table that was read: its kind, and the hash where the reader made one."""
+    read: dict[Path, tuple[str, str | None]] = dict.fromkeys(sources.cases, ("cases", None))
+    if sources.splits is not None:
+        files = sorted(sources.splits.iterdir()) if sources.splits.is_dir() else [sources.splits]
+        read |= {path: ("splits", None) for path in files if path.is_file()}
+    hashes = {} if matrix is None else matrix.hashes
+    return read | {Path(file): ("genes", sha256) for file, sha256 in hashes.items()}
+
+
+def _genes(
+    sources: Sources, roll: Roll, existing: Existing | None, options: IngestOptions
+) -> tuple[GeneMatrix | None, str | None, list[str]]:
+    """The expression, the unit, and notes; stored cases have the values that are stored."""
+    matrix = None
+    if sources.genes:
+        matrix = read_expression(sources.genes, list(roll.case_row), options.of_genes, sources.sample_sheet)
+    unit, notes = (None, list[str]()) if matrix is None else (matrix.unit or UNKNOWN, [])
+    if existing is None:
+        return matrix, unit, notes
+    stored_unit = existing.store.manifest.gene_unit
+    matrix, changed = existing_store.with_stored_genes(matrix, existing)
+    if stored_unit is not None and unit == UNKNOWN != stored_unit:
+        notes.append(f"the new gene files do not say their unit; the store's, {stored_unit}, was taken")
+    elif None not in (unit, stored_unit) and canonical(str(unit)) != canonical(str(stored_unit)):
+        raise InputError(
+            "the expression has another unit than the store's",
+            file=sources.genes[0] if sources.genes else None,
+            expected=f"unit {stored_unit}",
+            found=f"unit {unit}",
+            fix="give the genes in the store's unit and declare it; units are never converted",
+        )
+    reason = "its expression changed since it was stored, and the store keeps what it has"
+    file = str(sources.genes[0]) if sources.genes else None
+    roll.left_out += [LeftOut("gene sample", case_id, reason, case_id, file) for case_id in changed]
+    return matrix, stored_unit, notes
+
+
+def _changed(files: PatchFiles, existing: Existing | None, roll: Roll) -> tuple[set[str], set[str]]:
+    """Of the stored slides with a file here: those whose file looks otherwise than it did, and the others."""
+    changed, unchanged = set[str](), set[str]()
+    if existing is not None:
+        for slide_id in set(existing.slides) & set(files.by_slide) & set(roll.slides):
+            same = existing.sources.get(slide_id) == signature(files.by_slide[slide_id])
+            (unchanged if same else changed).add(slide_id)
+    return changed, unchanged
+
+
+def _compare(
+    looked: dict[str, PatchSource | InputError], existing: Existing, roll: Roll, work: Work, bar: Progress
+) -> set[str]:
+    """Hash stored slides whose file looks otherwise; report those that changed, and return those that did not."""
+    rows, column = existing.slides, existing.store.slides["sha256"]
+    stored = {slide_id: column[rows[slide_id]].as_py() for slide_id in looked}
+    readable = {s: source for s, source in looked.items() if isinstance(source, PatchSource)}
+    bar.start("comparing slides", len(readable))
+    dtype = existing.store.manifest.dtype
+    tasks = [existing_store.CompareTask(source, dtype, stored[s]) for s, source in readable.items()]
+    outcomes: dict[str, bool | InputError] = {s: e for s, e in looked.items() if isinstance(e, InputError)}
+    outcomes |= dict(zip(readable, work.map(existing_store.same_bits, tasks), strict=True))
+    for slide_id, same in sorted(outcomes.items()):
+        if same is True:
+            continue
+        found = "other contents" if same is False else f"{same.what}: {same.found}"
+        roll.left_out.append(
+            LeftOut(
+                "changed file",
+                slide_id,
+                "the source changed since it was stored, and the store keeps what it has",
+                roll.slides[slide_id],
+                expected=f"contents with SHA-256 {stored[slide_id]}",
+                found=found,
+                fix="make a new store of the new files, or bring the old file back",
+            )
+        )
+    return {slide_id for slide_id, same in outcomes.items() if same is True}
+
+
+def _usable(looked: dict[str, PatchSource | InputError], roll: Roll) -> dict[str, PatchSource]:
+    """The slides that can be written; the others are left out."""
+    for slide_id, source in looked.items():
+        if not isinstance(source, PatchSource):
+            roll.leave_out_slide(slide_id, source)
+    return {s: source for s, source in looked.items() if isinstance(source, PatchSource) and s in roll.slides}
+
+
+def _nothing_lost(existing: Existing, roll: Roll) -> None:
+    """Refuse sources by which a stored case or slide would have to go."""
+    reasons = {(item.kind, item.id): item.reason for item in roll.left_out}
+    for kind, stored, kept in (
+        ("case", sorted(existing.cases), roll.labels),
+        ("slide", list(existing.slides), roll.slides),
+    ):
+        lost = [name for name in stored if name not in kept]
+        if lost:
+            raise InputError(
+                f"a {kind} of the store would be lost: {reasons.get((kind, lost[0]), 'its case was left out')}",
+                file=existing.store.path,
+                case=lost[0],
+                found=f"{len(lost)} such {kind}s",
+                fix="correct the sources, or make a new store without them; adding takes nothing away",
+            )
+
+
+def _new_splits(splits: pa.Table | None, existing: Existing) -> bool:
+    return splits is not None and bool(set(rows_of(splits)) - set(rows_of(existing.store.table("splits"))))
+
+
+def _coverage(roll: Roll, files: PatchFiles | None, matrix: GeneMatrix | None, existing: Existing | None) -> Coverage:
+    """Which cases of the case table have which modality, before anything is left out for lacking one."""
+    have_files = set() if files is None else set(files.by_slide)
+    have_files |= set() if existing is None else set(existing.slides)
+    cases = set(roll.case_row)
+    with_patches = {roll.case_of(slide_id) for slide_id in roll.slide_row if slide_id in have_files}
+    with_genes = set() if matrix is None else {case_id for case_id in cases if case_id in matrix.row_of}
+    return Coverage(
+        cases=len(cases),
+        slides=len(roll.slide_row),
+        patches=None if files is None and not have_files else tuple(sorted(with_patches)),
+        genes=None if matrix is None else tuple(sorted(with_genes)),
+        all_cases=tuple(sorted(cases)),
+    )

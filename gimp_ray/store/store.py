@@ -1,0 +1,386 @@
+"""`CohortStore`: open a store, list its cases and slides, read windows, bags, genes and splits.
+
+Everything is asked for by id and checked on the way. Reads go to the row groups they need. A store may be shared by
+threads and sent to other processes, which open the files themselves. Left out: writing (`ingest.py`), judging a store
+(`check.py`), choosing windows (the feed).
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from gimp_ray.errors import InputError
+from gimp_ray.io import places
+from gimp_ray.store.dtypes import STORED, decode, value_dtype, width
+from gimp_ray.store.expression import ExpressionReader
+from gimp_ray.store.manifest import Manifest, read_manifest
+from gimp_ray.store.parts import PartReader
+from gimp_ray.store.schema import table_schema
+from gimp_ray.store.splits import Split, schemes_of, split_of
+
+_SIZES = ["slide_id", "case_id", "n_patches"]
+_MANY = 1000
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What finds a case, a slide and its patches; loaded once a process.
+
+    A million slides are 130 MB here. The other columns of slides.parquet and the splits, which need five times that,
+    are read when they are asked for.
+    """
+
+    manifest: Manifest
+    cases: pa.Table
+    sizes: pa.Table
+    gene_ids: list[str]
+    case_column: pa.Array
+    slide_column: pa.Array
+    file: pa.DictionaryArray
+    first_row_group: np.ndarray
+    n_patches: np.ndarray
+
+
+class CohortStore:
+    """A cohort on disk or in object storage, opened with `CohortStore.open(path)`."""
+
+    def __init__(
+        self, path: str, expected_fingerprint: str | None = None, filesystem: pafs.FileSystem | None = None
+    ) -> None:
+        self._path, self._given_filesystem = path, filesystem
+        self._expected_fingerprint = expected_fingerprint
+        self._filesystem, self._root = places.resolve(path) if filesystem is None else (filesystem, path.rstrip("/"))
+        self._parts = PartReader(self._filesystem, self._root)
+        self._lock = threading.RLock()
+        self._loaded: _Index | None = None
+        self._slides: pa.Table | None = None
+        self._expression_reader: ExpressionReader | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], filesystem: Any = None) -> CohortStore:
+        """Open the store at `path`.
+
+        Args:
+            path: a local path, or a URI: `s3://bucket/store`, `gs://...`, or any protocol fsspec knows.
+            filesystem: a pyarrow or fsspec file system on which `path` is, where a URI cannot say it.
+
+        Raises:
+            InputError: there is no store, its layout is of another version, or a table is damaged.
+        """
+        if filesystem is not None and not isinstance(filesystem, pafs.FileSystem):
+            filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
+        store = cls(places.absolute(path) if filesystem is None else os.fspath(path), filesystem=filesystem)
+        _ = store._index
+        return store
+
+    def __repr__(self) -> str:
+        return f"CohortStore({self._path!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # files are opened again, when first used, where the pickle arrives
+        return (CohortStore, (self._path, self.fingerprint, self._given_filesystem))
+
+    @property
+    def path(self) -> str:
+        """Where the store is."""
+        return self._path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the store says about itself."""
+        return self._index.manifest
+
+    @property
+    def cases(self) -> pa.Table:
+        """One row a case, sorted by case_id (`storage_schemas/cases.json`)."""
+        return self._index.cases
+
+    @property
+    def slides(self) -> pa.Table:
+        """One row a slide, sorted by slide_id (`storage_schemas/slides.json`); no rows in a gene-only store."""
+        index = self._index
+        if self._slides is None:
+            with self._lock:
+                if self._slides is None:
+                    self._slides = self._table("slides", index.manifest).combine_chunks()
+        return self._slides
+
+    @property
+    def slide_sizes(self) -> pa.Table:
+        """slide_id, case_id and n_patches of every slide, sorted by slide_id: what a plan is made from."""
+        return self._index.sizes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels, sorted."""
+        return self.manifest.classes
+
+    @property
+    def dim(self) -> int | None:
+        """Embedding width D; None in a store without patches."""
+        return self.manifest.dim
+
+    @property
+    def value_dtype(self) -> np.dtype[Any]:
+        """Type windows and bags come in: float16, or float32 where the store keeps float32 or bfloat16."""
+        return value_dtype(self.manifest.dtype)
+
+    @property
+    def gene_ids(self) -> list[str]:
+        """The genes in the order of the expression values; empty in a store without genes."""
+        return list(self._index.gene_ids)
+
+    @property
+    def num_genes(self) -> int:
+        """Number of genes G; 0 in a store without genes."""
+        return self.manifest.num_genes
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the store holds; equal content has an equal fingerprint."""
+        return self.manifest.fingerprint
+
+    @property
+    def split_schemes(self) -> dict[str, tuple[int, ...]]:
+        """The stored split schemes and their folds."""
+        return schemes_of(self.table("splits", ["scheme", "fold"]))
+
+    def read_window(self, slide_id: str, start: int, length: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Embeddings of patches `start` to `start + length - 1` of a slide, in stored order, without wrap-around.
+
+        Args:
+            slide_id: a slide of the store.
+            start: first patch, from 0.
+            length: number of patches, at least 1.
+            out: a (length, D) array of `value_dtype` to fill and return, such as a view of pinned memory.
+
+        Returns:
+            (length, D) of `value_dtype`.
+
+        Raises:
+            InputError: unknown slide, a window that reaches beyond the slide, a misfit `out`, a damaged file.
+        """
+        row = self._slide_row(slide_id)
+        self._check_window(row, slide_id, start, length)
+        dim, dtype = self.dim or 0, self.manifest.dtype
+        if out is None:
+            out = np.empty((length, dim), dtype=self.value_dtype)
+        elif out.shape != (length, dim) or out.dtype != self.value_dtype:
+            expected, found = f"({length}, {dim}) {self.value_dtype}", f"{out.shape} {out.dtype}"
+            raise InputError("`out` does not fit the window", expected=expected, found=found)
+        if dtype != "bfloat16" and out.flags.c_contiguous:
+            self._fill(row, start, out.view(np.uint8).reshape(length, -1), "embedding")
+            return out
+        packed = np.empty((length, width(dim, dtype)), dtype=np.uint8)
+        self._fill(row, start, packed, "embedding")
+        decode(packed.view(STORED[dtype]), dtype, out)
+        return out
+
+    def read_bag(self, slide_id: str) -> np.ndarray:
+        """All embeddings of a slide: (N, D) of `value_dtype` in stored order."""
+        return self.read_window(slide_id, 0, int(self._index.n_patches[self._slide_row(slide_id)]))
+
+    def read_coords(self, slide_id: str, start: int = 0, length: int | None = None) -> np.ndarray:
+        """Coordinates of a window, or of all patches from `start`: (n, 2) int32, x and y; -1 where they are unknown.
+
+        The unit is the slide's `coord_unit`, pixels of level 0 as a rule.
+        """
+        row = self._slide_row(slide_id)
+        length = int(self._index.n_patches[row]) - start if length is None else length
+        self._check_window(row, slide_id, start, length)
+        coords = np.empty((length, 2), dtype=np.int32)
+        for axis, column in enumerate(("x", "y")):
+            packed = np.empty((length, 4), dtype=np.uint8)
+            self._fill(row, start, packed, column)
+            coords[:, axis] = packed.view("<i4")[:, 0]
+        return coords
+
+    def read_genes(self, case_ids: Sequence[str]) -> np.ndarray:
+        """Expression of the cases in the order asked, cases may repeat: (n, G) float32 in the manifest's gene_unit.
+
+        Raises:
+            InputError: a store without genes, or a case it does not have.
+        """
+        if not self.num_genes:
+            fix = "ingest the cohort with a gene matrix"
+            raise InputError("the store has no gene expression", file=self._path, fix=fix)
+        rows = self._case_rows(case_ids)
+        return self._expression().read(case_ids, rows, self.num_genes)
+
+    def split(self, scheme: str, fold: int) -> Split:
+        """The case ids of a fold, checked: known cases, and no patient in two parts.
+
+        Raises:
+            InputError: unknown scheme or fold, a patient in two parts (named), a case the store does not have.
+        """
+        index = self._index
+        table = self._table("splits", index.manifest, where=[("scheme", "==", scheme), ("fold", "==", fold)])
+        if not table.num_rows:
+            table = self._table("splits", index.manifest)  # the refusal says what there is
+        return split_of(table, scheme, fold, index.cases, file=f"{self._path}/splits.parquet")
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """A small table of the store as it is stored, such as `splits` or `sources`, or some columns of it.
+
+        Read anew at every call; without rows where the store has no such table.
+        """
+        return self._table(name, self.manifest, columns)
+
+    def schema(self, name: str) -> pa.Schema:
+        """The columns of a small table, read from its footer; the schema's own where the store has no such table."""
+        dataset = self._dataset(name, self.manifest)
+        return table_schema(name).arrow(num_genes=1) if dataset is None else dataset.schema
+
+    @property
+    def _index(self) -> _Index:
+        if self._loaded is None:
+            with self._lock:
+                if self._loaded is None:
+                    self._loaded = self._load()
+        return self._loaded
+
+    def _load(self) -> _Index:
+        manifest = read_manifest(self._filesystem, self._root)
+        if self._expected_fingerprint not in (None, manifest.fingerprint):
+            raise InputError(
+                "the store was replaced while it was in use",
+                file=self._path,
+                expected=f"fingerprint {self._expected_fingerprint}",
+                found=f"fingerprint {manifest.fingerprint}",
+                fix="start the run again",
+            )
+        cases, genes = (self._table(name, manifest).combine_chunks() for name in ("cases", "genes"))
+        slides = self._table("slides", manifest, [*_SIZES, "file", "first_row_group"]).combine_chunks()
+        said = (manifest.num_cases, manifest.num_slides, manifest.num_genes)
+        if (cases.num_rows, slides.num_rows, genes.num_rows) != said:
+            found = f"{cases.num_rows}, {slides.num_rows} and {genes.num_rows}"
+            raise self._damaged("manifest.json", "{} cases, {} slides and {} genes".format(*said), found)
+        self._dataset("splits", manifest)
+        index = _Index(
+            manifest=manifest,
+            cases=cases,
+            sizes=slides.select(_SIZES),
+            gene_ids=genes["gene_id"].to_pylist(),
+            case_column=_single(cases["case_id"]),
+            slide_column=_single(slides["slide_id"]),
+            file=_single(slides["file"]).dictionary_encode(),
+            first_row_group=slides["first_row_group"].to_numpy(),
+            n_patches=slides["n_patches"].to_numpy(),
+        )
+        # what decoding took and gave back: as much again as is kept, in every process that opens the store
+        del slides
+        pa.default_memory_pool().release_unused()
+        return index
+
+    def _table(
+        self,
+        name: str,
+        manifest: Manifest,
+        columns: Sequence[str] | None = None,
+        where: list[tuple[str, str, object]] | None = None,
+    ) -> pa.Table:
+        """A small table, or some of its columns or rows; without rows where the store has no such table."""
+        try:
+            dataset = self._dataset(name, manifest, where)
+            if dataset is not None:
+                return dataset.read(columns=None if columns is None else list(columns))
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(manifest.files[name], error) from error
+        empty = table_schema(name).arrow(num_genes=max(manifest.num_genes, 1)).empty_table()
+        return empty if columns is None else empty.select(list(columns))
+
+    def _dataset(
+        self, name: str, manifest: Manifest, where: list[tuple[str, str, object]] | None = None
+    ) -> pq.ParquetDataset | None:
+        """A table's file, found to be Parquet and of its schema; None where the store has no such table."""
+        file = manifest.files.get(name)
+        if file is None:
+            return None
+        path = f"{self._root}/{file}"
+        try:
+            dataset = pq.ParquetDataset(path, filesystem=self._filesystem, partitioning=None, filters=where)
+        except (pa.ArrowException, OSError) as error:
+            raise self._unreadable(file, error) from error
+        problems = table_schema(name).differences(dataset.schema, num_genes=manifest.num_genes)
+        if problems:
+            raise self._damaged(file, f"the columns of storage_schemas/{name}.json", "; ".join(problems))
+        return dataset
+
+    def _fill(self, row: int, start: int, out: np.ndarray, column: str) -> None:
+        """Fill `out` (n, bytes) with the stored bytes of the slide's patches from `start` on."""
+        index = self._index
+        name, first = index.file[row].as_py(), int(index.first_row_group[row])
+        found = self._parts.read(name, first, start, out, column)
+        if found != len(out):
+            wanted = f"{len(out)} patches from {start} on, from row group {first}"
+            raise self._damaged(name, wanted, f"{len(out) - found} patches fewer")
+
+    def _expression(self) -> ExpressionReader:
+        if self._expression_reader is None:
+            with self._lock:
+                if self._expression_reader is None:
+                    file = self._index.manifest.files["expression"]
+                    self._expression_reader = ExpressionReader(self._filesystem, f"{self._root}/{file}")
+        return self._expression_reader
+
+    def _slide_row(self, slide_id: str) -> int:
+        row = _find(self._index.slide_column, slide_id)
+        if row is None:
+            fix = "`CohortStore.slides` lists them; ingest_report.json says what was left out and why"
+            raise InputError("the store has no such slide", file=self._path, case=slide_id, fix=fix)
+        return row
+
+    def _case_row(self, case_id: str) -> int:
+        row = _find(self._index.case_column, case_id)
+        if row is None:
+            fix = "`CohortStore.cases` lists them; ingest_report.json says what was left out and why"
+            raise InputError("the store has no such case", file=self._path, case=case_id, fix=fix)
+        return row
+
+    def _case_rows(self, case_ids: Sequence[str]) -> Sequence[int]:
+        if len(case_ids) >= _MANY:  # from here on a hash table of all cases is quicker
+            rows = pc.index_in(pa.array([str(case_id) for case_id in case_ids]), self._index.case_column)
+            if not rows.null_count:
+                found: Sequence[int] = rows.to_numpy()
+                return found
+        return [self._case_row(case_id) for case_id in case_ids]
+
+    def _check_window(self, row: int, slide_id: str, start: int, length: int) -> None:
+        n_patches = int(self._index.n_patches[row])
+        if start < 0 or length < 1 or start + length > n_patches:
+            raise InputError(
+                "the window is not within the slide",
+                file=self._path,
+                case=slide_id,
+                expected=f"start >= 0, length >= 1, start + length <= {n_patches}",
+                found=f"start {start}, length {length}",
+            )
+
+    def _unreadable(self, name: str, error: Exception) -> InputError:
+        fix = places.advice(self._filesystem, error)
+        return self._damaged(name, "a readable Parquet table", str(error), fix)
+
+    def _damaged(self, name: str, expected: str, found: str, fix: str | None = None) -> InputError:
+        fix = fix or "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
+        return InputError("the store is damaged", file=f"{self._path}/{name}", expected=expected, found=found, fix=fix)
+
+
+def _single(column: pa.ChunkedArray) -> pa.Array:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def _find(column: pa.Array, value: str) -> int | None:
+    """Row of `value` in a sorted string column (a dict of 10^6 ids would cost every worker 100 MB)."""
+    row = bisect.bisect_left(range(len(column)), value, key=lambda i: column[i].as_py())
+    return row if row < len(column) and column[row].as_py() == value else None

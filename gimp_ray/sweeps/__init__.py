@@ -1,1 +1,0 @@
-"""Searches of runs on Ray Tune."""

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from gimp_ray.models import SNN, GeneInput, GroupMSA, MLPHead, fit_fragments
-from gimp_ray.models.gene_input import Order, SelectBy
-from gimp_ray.objectives import mixup
+from gimp_ray.nn.aggregator import MLPHead
+from gimp_ray.nn.gene_input import GeneInput, Order, SelectBy
+from gimp_ray.nn.genes import SNN, GroupMSA, fit_fragments
+from gimp_ray.nn.losses import mixup
 
 Probabilities = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class NetSettings:
-    """A gene network and how it is trained; `GroupMSA` unless `snn`. Names as in `gimp_ray.models`."""
+    """A gene network and how it is trained; `GroupMSA` unless `snn`. Names as in `gimp_ray.nn`."""
 
     name: str
     snn: bool = False

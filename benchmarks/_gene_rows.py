@@ -15,7 +15,7 @@ from _gene_folds import Fold, GeneCohort, folds
 from sklearn.metrics import roc_auc_score
 
 from gimp_ray.evaluation import bootstrap_intervals, paired_difference
-from gimp_ray.models.gene_input import SelectBy
+from gimp_ray.nn.gene_input import SelectBy
 
 REFERENCE = "Logistic regression"
 REFERENCES: dict[str, SelectBy] = {REFERENCE: "variance", "Logistic regression, genes by F-score": "f_score"}

@@ -6,7 +6,7 @@ loss is averaged over the masked ones (SimMIM's way). GroupMSA attends in each g
 Nothing is slowed down on purpose: softmax and products are torch's own, bags are float32 as people store them, and
 CLS_ge of the frozen gene encoder is computed once, as here. Left out: reading (`_reference_bags`).
 
-Parameters are named as those of `gimp_ray.models`, so that both can have the same weights.
+Parameters are named as those of the package, so that both can have the same weights.
 
 Shape suffixes: B batch, L patches, N tokens, E patch embedding width, D hidden width, G genes, C classes.
 """

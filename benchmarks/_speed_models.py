@@ -23,8 +23,9 @@ from _reference_model import (
 )
 from torch import Tensor, nn
 
-from gimp_ray.models import GiMP, GiMPClassifier, PatchAggregator
-from gimp_ray.objectives import masked_patch_loss, patches_at, triplet_loss
+from gimp_ray.methods.gimp import GiMP, GiMPClassifier
+from gimp_ray.nn.aggregator import PatchAggregator
+from gimp_ray.nn.losses import masked_patch_loss, patches_at, triplet_loss
 
 Step = Callable[[int], object]
 

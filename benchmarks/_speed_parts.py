@@ -30,7 +30,9 @@ from _store_timing import alternate, ratios, spread
 from nystrom_attention import NystromAttention as PackageAttention
 from torch import Tensor, nn
 
-from gimp_ray.models import GiMPClassifier, GroupMSA, NystromAttention
+from gimp_ray.methods.gimp import GiMPClassifier
+from gimp_ray.nn.attention import NystromAttention
+from gimp_ray.nn.genes import GroupMSA
 
 Found = dict[str, Any]
 OURS, PEER, DIRECT = "gimp_ray", "reference", "gimp_ray, direct path"

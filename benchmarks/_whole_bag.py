@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gimp_ray.models import GiMPClassifier, PatchAggregator
+from gimp_ray.methods.gimp import GiMPClassifier
+from gimp_ray.nn.aggregator import PatchAggregator
 
 STATUS = Path("/proc/self/status")
 

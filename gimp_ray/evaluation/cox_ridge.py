@@ -76,7 +76,7 @@ def fit_cox(x_NF: Floats, time_N: Floats, event_N: Bools, ridge: float) -> Float
     # the rest of the room does without it
     import torch
 
-    from gimp_ray.objectives.survival import cox_loss
+    from gimp_ray.nn.survival import cox_loss
 
     if not event_N.any():
         raise InputError("no event was seen in the training part", found=f"{len(event_N)} censored cases")
@@ -118,6 +118,6 @@ def _row(name: str, values: dict[str, Floats], time: ArrayLike, event: ArrayLike
 def _partial_loss(theta_N: Floats, time_N: Floats, event_N: Bools) -> float:
     import torch
 
-    from gimp_ray.objectives.survival import cox_loss
+    from gimp_ray.nn.survival import cox_loss
 
     return float(cox_loss(torch.from_numpy(theta_N), torch.from_numpy(time_N), torch.from_numpy(event_N)))

@@ -29,7 +29,7 @@ from gimp_ray.learn.gene_layout import layout_of_sets
 from gimp_ray.learn.gene_side import CHUNK, GeneSide, fit_gene_side
 from gimp_ray.learn.image_side import make_aggregator, model_card
 from gimp_ray.learn.planned import PlannedTask, in_chunks
-from gimp_ray.models import GroupTargets, fit_fragments, group_means, grouped_net
+from gimp_ray.nn.genes import GroupTargets, fit_fragments, group_means, grouped_net
 
 
 class ContrastivePretraining(PlannedTask):

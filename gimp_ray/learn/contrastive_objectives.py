@@ -22,8 +22,13 @@ from gimp_ray.errors import ConfigError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays, read_masks
 from gimp_ray.learn.gene_side import dividing_heads
-from gimp_ray.models import MGCA, REFERS, TANGLE, BioViL, GeneEncoder, GroupTargets, PatchAggregator
-from gimp_ray.objectives import biovil_loss, gather_rows, infonce, mgca_loss, patches_at, refers_loss
+from gimp_ray.methods.biovil import BioViL, biovil_loss
+from gimp_ray.methods.mgca import MGCA, mgca_loss
+from gimp_ray.methods.refers import REFERS, refers_loss
+from gimp_ray.methods.tangle import TANGLE
+from gimp_ray.nn.aggregator import PatchAggregator
+from gimp_ray.nn.genes import GeneEncoder, GroupTargets
+from gimp_ray.nn.losses import gather_rows, infonce, patches_at
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 _GROUPS = 1  # stream of draws from a window's mask seed, beside the patches'

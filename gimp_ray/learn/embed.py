@@ -26,7 +26,7 @@ from gimp_ray.learn.gene_side import encode_cases
 from gimp_ray.learn.image_side import SavedModel, load_model
 from gimp_ray.learn.planned import open_store, shared_out
 from gimp_ray.learn.targets import Target, saved_target
-from gimp_ray.models import GiMP, GiMPClassifier
+from gimp_ray.methods.gimp import GiMP, GiMPClassifier
 from gimp_ray.store import CohortStore
 
 

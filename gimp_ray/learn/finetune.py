@@ -25,7 +25,8 @@ from gimp_ray.learn.labelled import LabelledTask
 from gimp_ray.learn.planned import shared_out
 from gimp_ray.learn.targets import batch_arrays
 from gimp_ray.learn.whole_cases import whole_cases
-from gimp_ray.models import GiMPClassifier, PatchAggregator, freeze
+from gimp_ray.methods.gimp import GiMPClassifier
+from gimp_ray.nn.aggregator import PatchAggregator, freeze
 
 
 class Finetuning(LabelledTask):

@@ -23,7 +23,9 @@ from gimp_ray.io.mirror import local_file
 from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.gene_values import CHUNK, columns_in, fit_gene_values, needs_log, read_columns
 from gimp_ray.learn.planned import in_chunks
-from gimp_ray.models import SNN, GeneEncoder, GeneInput, GroupMSA, fit_fragments, freeze
+from gimp_ray.nn.aggregator import freeze
+from gimp_ray.nn.gene_input import GeneInput
+from gimp_ray.nn.genes import SNN, GeneEncoder, GroupMSA, fit_fragments
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.weights import load_weights
 from gimp_ray.store import CohortStore

@@ -21,7 +21,7 @@ from gimp_ray.config import GenesConfig
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.learn.gene_layout import SetLayout, SetPlaces, arranged, layout_of_sets
-from gimp_ray.models import GeneInput
+from gimp_ray.nn.gene_input import GeneInput
 from gimp_ray.store import CohortStore
 
 CHUNK = 64  # cases read at once

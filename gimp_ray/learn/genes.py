@@ -18,8 +18,8 @@ from gimp_ray.feed.windows import Arrays
 from gimp_ray.learn.gene_side import CHUNK, GeneSide, fit_gene_side
 from gimp_ray.learn.planned import PlannedTask, in_chunks
 from gimp_ray.learn.scores import case_record, selection_score, validation_figures
-from gimp_ray.models import MLPHead
-from gimp_ray.objectives import mixup
+from gimp_ray.nn.aggregator import MLPHead
+from gimp_ray.nn.losses import mixup
 from gimp_ray.runs.weights import part
 
 

@@ -13,7 +13,7 @@ from gimp_ray.config import Config, ModelConfig
 from gimp_ray.errors import InputError
 from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.gene_side import GeneSide, rebuild_gene_side
-from gimp_ray.models import PatchAggregator
+from gimp_ray.nn.aggregator import PatchAggregator
 from gimp_ray.runs.weights import load_weights, part
 from gimp_ray.store import CohortStore
 

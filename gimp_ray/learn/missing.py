@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
 from gimp_ray.learn.targets import Target
-from gimp_ray.models import MLPHead
+from gimp_ray.nn.aggregator import MLPHead
 from gimp_ray.runs.weights import load_weights, part
 
 Modality = Literal["images", "genes"]

@@ -26,8 +26,9 @@ from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.gene_side import GeneSide, encode_cases, trained_gene_side
 from gimp_ray.learn.image_side import make_aggregator, model_card
 from gimp_ray.learn.planned import PlannedTask
-from gimp_ray.models import GiMP, freeze
-from gimp_ray.objectives import TripletResult, gather_workers, masked_patch_loss, patches_at, triplet_loss
+from gimp_ray.methods.gimp import GiMP
+from gimp_ray.nn.aggregator import freeze
+from gimp_ray.nn.losses import TripletResult, gather_workers, masked_patch_loss, patches_at, triplet_loss
 
 
 class GimpPretraining(PlannedTask):

@@ -31,7 +31,7 @@ from gimp_ray.learn.methods import METHODS, Phase, Sizes, answer
 from gimp_ray.learn.planned import shared_out
 from gimp_ray.learn.targets import batch_arrays
 from gimp_ray.learn.whole_cases import whole_cases
-from gimp_ray.models import GeneInput
+from gimp_ray.nn.gene_input import GeneInput
 from gimp_ray.recipes import RECIPES
 
 

@@ -27,8 +27,8 @@ from gimp_ray.evaluation.survival import concordance_index
 from gimp_ray.feed.windows import Arrays
 from gimp_ray.learn.scores import by_case, picking_figure, selection_score
 from gimp_ray.learn.target_columns import case_rows, has_columns, numbers, yes_or_no
-from gimp_ray.objectives import gather_workers
-from gimp_ray.objectives.survival import cox_loss, discrete_time_nll, discrete_time_risk, fit_time_edges, time_bin
+from gimp_ray.nn.losses import gather_workers
+from gimp_ray.nn.survival import cox_loss, discrete_time_nll, discrete_time_risk, fit_time_edges, time_bin
 from gimp_ray.store import CohortStore
 
 FEW_AT_RISK, FEW_EVENTS = 8, 2.0

@@ -15,7 +15,9 @@ from gimp_ray.config import Config
 from gimp_ray.feed import batches
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan
 from gimp_ray.learn.image_side import make_aggregator
-from gimp_ray.models import GiMP, GroupMSA, freeze
+from gimp_ray.methods.gimp import GiMP
+from gimp_ray.nn.aggregator import freeze
+from gimp_ray.nn.genes import GroupMSA
 
 PAGE = scaling.DOCS.read_text(encoding="utf-8")
 storages = st.sampled_from(scaling.STORAGES)

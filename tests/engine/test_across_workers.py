@@ -24,7 +24,7 @@ from gimp_ray.engine import loop
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.learn import GimpPretraining
-from gimp_ray.objectives import gather_workers, triplet_loss
+from gimp_ray.nn.losses import gather_workers, triplet_loss
 from gimp_ray.runs.folder import RunFolder, read_lines
 from gimp_ray.runs.weights import load_weights
 from tests.conftest import TINY, changed

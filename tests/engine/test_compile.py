@@ -74,7 +74,8 @@ def test_runs_go_on_compiled_or_plain_from_each_others_checkpoints(
 
 def test_whole_bags_of_many_lengths_stay_compiled(graphs: list[int]) -> None:
     """Validation gives one bag at a time, each of its own length."""
-    from gimp_ray.models import GiMPClassifier, PatchAggregator
+    from gimp_ray.methods.gimp import GiMPClassifier
+    from gimp_ray.nn.aggregator import PatchAggregator
 
     torch.manual_seed(0)
     model = GiMPClassifier(PatchAggregator(12, 16, 2, 8, 4, residual_kernel=3, layers=1), None, 2, 16).eval()

@@ -14,7 +14,7 @@ from gimp_ray.evaluation import (
     mean_pool_survival,
 )
 from gimp_ray.evaluation.cox_ridge import fit_cox
-from gimp_ray.objectives.survival import cox_loss
+from gimp_ray.nn.survival import cox_loss
 
 N = 150
 IDS = [f"case-{i}" for i in range(N)]

@@ -10,7 +10,9 @@ import torch
 from bag_checks import E, in_a_batch, make_bags, seeded
 from torch import Tensor, nn
 
-from gimp_ray.models import GeneEncoder, GeneInput, GroupMSA, GroupTargets, PatchAggregator, group_means
+from gimp_ray.nn.aggregator import PatchAggregator
+from gimp_ray.nn.gene_input import GeneInput
+from gimp_ray.nn.genes import GeneEncoder, GroupMSA, GroupTargets, group_means
 
 G, R, D = 11, 3, 8
 LENGTHS = (13, 4, 6, 3, 9)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from bag_checks import C, E, seeded
 
-from gimp_ray.models import ABMIL, AttentionPool
+from gimp_ray.methods.abmil import ABMIL
+from gimp_ray.nn.pooling import AttentionPool
 
 
 def make(**changes) -> ABMIL:

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.learn import Finetuning
-from gimp_ray.models import PatchAggregator
+from gimp_ray.nn.aggregator import PatchAggregator
 from gimp_ray.runs.weights import load_weights
 from tests.conftest import changed
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gimp_ray.models import PatchAggregator, aggregator
+from gimp_ray.nn import aggregator
+from gimp_ray.nn.aggregator import PatchAggregator
 
 
 def make(in_dim: int = 12, **changes) -> PatchAggregator:

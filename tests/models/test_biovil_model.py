@@ -6,8 +6,8 @@ import torch
 from bag_checks import E, seeded
 from contrast_checks import D, G, R
 
-from gimp_ray.models import BioViL, GroupTargets, group_means
-from gimp_ray.objectives import biovil_loss
+from gimp_ray.methods.biovil import BioViL, biovil_loss
+from gimp_ray.nn.genes import GroupTargets, group_means
 
 MASKED = torch.tensor([[True, False, False], [False, True, False], [False, False, True], [True, False, False]])
 HALF = torch.tensor([[True, False, False], [False, True, False], [False, True, False], [False, False, True]])

@@ -6,8 +6,7 @@ import pytest
 import torch
 from bag_checks import C, E, seeded
 
-from gimp_ray.models import CLAM
-from gimp_ray.objectives import clam_loss
+from gimp_ray.methods.clam import CLAM, clam_loss
 
 BRANCHES = pytest.mark.parametrize("multi_branch", [False, True])
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from bag_checks import C, E, seeded, silent_parameters
 from joint_checks import G, Weights, seeded_genes
 
-from gimp_ray.models import ConcatMIL
+from gimp_ray.methods.concat import ConcatMIL
 
 
 def make(**changes) -> ConcatMIL:

@@ -6,8 +6,7 @@ import pytest
 import torch
 from bag_checks import C, E, seeded
 
-from gimp_ray.models import DSMIL, dsmil_probabilities
-from gimp_ray.objectives import dsmil_loss
+from gimp_ray.methods.dsmil import DSMIL, dsmil_loss, dsmil_probabilities
 
 FIELDS = ("logits", "max_logits", "bag")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gimp_ray.models import GeneInput
+from gimp_ray.nn.gene_input import GeneInput
 
 
 def expression(rows: int = 40, genes: int = 12) -> torch.Tensor:

@@ -6,8 +6,17 @@ import torch
 from bag_checks import seeded
 from contrast_checks import D, G, R, encoder, seeded_genes
 
-from gimp_ray.models import SNN, GeneEncoder, GeneInput, GroupMSA, GroupTargets, across_groups, group_means
-from gimp_ray.models.gene_tokens import group_tokens, grouped_net
+from gimp_ray.nn.gene_input import GeneInput
+from gimp_ray.nn.genes import (
+    SNN,
+    GeneEncoder,
+    GroupMSA,
+    GroupTargets,
+    across_groups,
+    group_means,
+    group_tokens,
+    grouped_net,
+)
 
 
 def make(**changes) -> GroupMSA:

@@ -6,17 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from gimp_ray.models import (
-    SNN,
-    GeneEncoder,
-    GeneInput,
-    GiMP,
-    GiMPClassifier,
-    GroupMSA,
-    PatchAggregator,
-    freeze,
-    is_frozen,
-)
+from gimp_ray.methods.gimp import GiMP, GiMPClassifier
+from gimp_ray.nn.aggregator import PatchAggregator, freeze, is_frozen
+from gimp_ray.nn.gene_input import GeneInput
+from gimp_ray.nn.genes import SNN, GeneEncoder, GroupMSA
 
 WIDTH, GENES, DIM = 12, 30, 16
 

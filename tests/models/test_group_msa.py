@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from gimp_ray.models import GroupMSA, fit_fragments
-from gimp_ray.models.group_msa import SelfAttentionBlock
+from gimp_ray.nn.genes import GroupMSA, SelfAttentionBlock, fit_fragments
 
 
 def make(num_genes: int = 50, **changes) -> GroupMSA:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from bag_checks import C, E, seeded, silent_parameters
 from joint_checks import G, Weights, seeded_genes
 
-from gimp_ray.models import ABMIL, LateFusion, mean_probability
+from gimp_ray.methods.abmil import ABMIL
+from gimp_ray.methods.late_fusion import LateFusion, mean_probability
 
 
 def make(**changes) -> LateFusion:

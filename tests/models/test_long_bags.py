@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gimp_ray.models import PatchAggregator
+from gimp_ray.nn.aggregator import PatchAggregator
 
 WIDTH, DIM = 12, 16
 

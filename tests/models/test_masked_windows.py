@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from gimp_ray.models import GiMP, PatchAggregator, aggregator, masked_windows
-from gimp_ray.models.aggregator import LONG_WINDOWS
-from gimp_ray.models.masked_windows import places_of, spread
+from gimp_ray.methods.gimp import GiMP
+from gimp_ray.nn import aggregator, masked_windows
+from gimp_ray.nn.aggregator import LONG_WINDOWS, PatchAggregator
+from gimp_ray.nn.masked_windows import places_of, spread
 
 
 def make(layers: int = 2, **changes) -> PatchAggregator:

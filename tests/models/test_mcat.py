@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from bag_checks import C, E, seeded, silent_parameters
 from joint_checks import G, Weights, seeded_genes
 
-from gimp_ray.models import MCAT, GroupedSNN
+from gimp_ray.methods.mcat import MCAT, GroupedSNN
 
 GROUPS = [[0, 3, 9], [4], [1, 2, 3, 5, 8]]
 D, HEADS = 8, 2

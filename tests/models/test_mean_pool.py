@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from bag_checks import C, E, seeded
 
-from gimp_ray.models import MeanPoolMLP
+from gimp_ray.methods.mean_pool import MeanPoolMLP
 
 
 def make(**changes) -> MeanPoolMLP:

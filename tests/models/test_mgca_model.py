@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from bag_checks import E, seeded
 from contrast_checks import D, G, R
 
-from gimp_ray.models import MGCA, SNN, GeneEncoder, GeneInput
-from gimp_ray.models.mgca import likeness
-from gimp_ray.objectives import mgca_loss
+from gimp_ray.methods.mgca import MGCA, likeness, mgca_loss
+from gimp_ray.nn.gene_input import GeneInput
+from gimp_ray.nn.genes import SNN, GeneEncoder
 
 
 def make(**changes) -> MGCA:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from gimp_ray.models import MLPHead
+from gimp_ray.nn.aggregator import MLPHead
 
 
 def test_layers_follow_the_hidden_widths():

@@ -4,8 +4,7 @@ import pytest
 import torch
 from nystrom_attention import NystromAttention as PackageNystrom
 
-from gimp_ray.models import NystromAttention
-from gimp_ray.models.nystrom import masked_segment_means, pinv_product, segment_means
+from gimp_ray.nn.attention import NystromAttention, masked_segment_means, pinv_product, segment_means
 
 DIM = 32
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from bag_checks import C, E, seeded, silent_parameters
 from joint_checks import G, Weights, seeded_genes
 
-from gimp_ray.models import PathomicFusion
+from gimp_ray.methods.pathomic import PathomicFusion
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 ALONE, GENES, JOINT = {"image", "classify_genes"}, {"genes"}, {"reduce_image", "fusion", "classify"}

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from bag_checks import C, E, seeded, silent_parameters
 from joint_checks import G, Weights, seeded_genes
 
-from gimp_ray.models import Porpoise
+from gimp_ray.methods.porpoise import Porpoise
 
 
 def make(**changes) -> Porpoise:

@@ -7,9 +7,8 @@ import torch
 from bag_checks import E, seeded
 from contrast_checks import D, G, R
 
-from gimp_ray.models import REFERS, GroupTargets
-from gimp_ray.models.refers import GroupDecoder
-from gimp_ray.objectives import refers_loss
+from gimp_ray.methods.refers import REFERS, GroupDecoder, refers_loss
+from gimp_ray.nn.genes import GroupTargets
 
 
 def make(**changes) -> REFERS:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from bag_checks import E, in_a_batch, make_bags, seeded
 
-from gimp_ray.models.regions import contiguous_views, region_means
+from gimp_ray.nn.attention import contiguous_views, region_means
 
 
 def by_runs(bag: np.ndarray, most: int) -> list[np.ndarray]:

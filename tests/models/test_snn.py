@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gimp_ray.models import SNN
+from gimp_ray.nn.genes import SNN
 
 
 def test_shape_and_blocks():

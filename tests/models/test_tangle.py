@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from bag_checks import E, seeded
 from contrast_checks import D, G
 
-from gimp_ray.models import TANGLE, AttentionBag, GeneEncoder, GeneInput, GeneMLP
-from gimp_ray.objectives import infonce
+from gimp_ray.methods.tangle import TANGLE, GeneMLP
+from gimp_ray.nn.gene_input import GeneInput
+from gimp_ray.nn.genes import GeneEncoder
+from gimp_ray.nn.losses import infonce
+from gimp_ray.nn.pooling import AttentionBag
 
 SIDES = ("aggregator", "abmil")
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from bag_checks import C, E, seeded
 from nystrom_attention import NystromAttention as PackageNystrom
 
-from gimp_ray.models import TransMIL
+from gimp_ray.methods.transmil import TransMIL
 
 FILLS = pytest.mark.parametrize("fill", ["wrap", "zero"])
 HEADS, K, M, KERNEL, ITERATIONS = 2, 4, 4, 5, 6

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from gimp_ray.objectives import clam_instance_loss, clam_loss, dsmil_loss
+from gimp_ray.methods.clam import clam_instance_loss, clam_loss
+from gimp_ray.methods.dsmil import dsmil_loss
 
 B, C, P = 4, 3, 5
 

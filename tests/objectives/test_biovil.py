@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gimp_ray.objectives import biovil_loss, infonce
-from gimp_ray.objectives.biovil import masked_group_loss
+from gimp_ray.methods.biovil import biovil_loss, masked_group_loss
+from gimp_ray.nn.losses import infonce
 
 B, P, R, M, E = 3, 4, 5, 2, 6
 MASKED = torch.tensor([[True, False, True, False, False], [False] * 5, [False, True, False, False, False]])

@@ -14,7 +14,10 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gimp_ray.objectives import biovil_loss, gather_rows, infonce, mgca_loss, refers_loss
+from gimp_ray.methods.biovil import biovil_loss
+from gimp_ray.methods.mgca import mgca_loss
+from gimp_ray.methods.refers import refers_loss
+from gimp_ray.nn.losses import gather_rows, infonce
 
 N, P = 6, 5
 

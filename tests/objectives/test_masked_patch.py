@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gimp_ray.objectives import masked_patch_loss, patches_at
+from gimp_ray.nn.losses import masked_patch_loss, patches_at
 
 PREDICTION = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]])
 TARGET = torch.tensor([[[0.0, 4.0], [3.0, 8.0]], [[0.0, 0.0], [0.0, 0.0]]])

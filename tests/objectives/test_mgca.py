@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gimp_ray.objectives import infonce, mgca_loss
-from gimp_ray.objectives.mgca import clipped_weights, prototype_alignment, sinkhorn, token_alignment
+from gimp_ray.methods.mgca import clipped_weights, mgca_loss, prototype_alignment, sinkhorn, token_alignment
+from gimp_ray.nn.losses import infonce
 
 B, S, R, K, P = 3, 5, 4, 6, 7
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gimp_ray.objectives import mixup
+from gimp_ray.nn.losses import mixup
 
 LABELS = torch.tensor([0, 2, 1, 2])
 

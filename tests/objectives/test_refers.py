@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gimp_ray.objectives import infonce, refers_loss
+from gimp_ray.methods.refers import refers_loss
+from gimp_ray.nn.losses import infonce
 
 B, F, R, K = 3, 6, 4, 5
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gimp_ray.objectives import cox_loss, discrete_time_nll, discrete_time_risk, fit_time_edges, time_bin
+from gimp_ray.nn.survival import cox_loss, discrete_time_nll, discrete_time_risk, fit_time_edges, time_bin
 
 TIME = torch.tensor([5.0, 3.0, 3.0, 8.0, 3.0, 5.0, 1.0])
 EVENT = torch.tensor([True, True, True, False, False, True, True])

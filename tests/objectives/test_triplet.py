@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gimp_ray.objectives import triplet_loss
+from gimp_ray.nn.losses import triplet_loss
 
 MININGS = ["batch_all", "batch_hard", "semi_hard"]
 

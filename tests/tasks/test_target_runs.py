@@ -23,7 +23,7 @@ from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.learn import Finetuning
 from gimp_ray.learn.missing import without
 from gimp_ray.learn.supervised import Supervised
-from gimp_ray.models import MLPHead
+from gimp_ray.nn.aggregator import MLPHead
 from gimp_ray.runs.folder import RunFolder, read_json, read_lines
 from gimp_ray.runs.weights import load_weights, part
 from gimp_ray.store import CohortStore

@@ -18,7 +18,7 @@ from gimp_ray.config_files import build_config
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.learn.target_columns import case_rows
 from gimp_ray.learn.targets import Target, batch_arrays, check_target, known_parts, left_out, make_target, saved_target
-from gimp_ray.objectives.survival import cox_loss, discrete_time_nll
+from gimp_ray.nn.survival import cox_loss, discrete_time_nll
 
 IDS = [f"case-{number:02d}" for number in range(12)]
 TIMES = [3.0, 8.0, 1.0, 20.0, 5.0, 11.0, 30.0, 7.0, 14.0, 2.0, None, 9.0]

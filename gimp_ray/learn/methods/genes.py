@@ -16,7 +16,8 @@ from torch import nn
 from gimp_ray.config import Config
 from gimp_ray.learn.gene_layout import SetPlaces
 from gimp_ray.learn.methods.base import Method, Options
-from gimp_ray.models import SNN, GroupMSA, MLPHead, fit_fragments
+from gimp_ray.nn.aggregator import MLPHead
+from gimp_ray.nn.genes import SNN, GroupMSA, fit_fragments
 
 _SIZES = ("num_genes", "outputs")
 

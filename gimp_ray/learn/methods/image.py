@@ -1,7 +1,7 @@
 """The compared methods on patches alone: ABMIL, DSMIL, CLAM with one or several branches, TransMIL, mean pool + MLP.
 
 DSMIL and CLAM have losses of their own, without which parts of them would learn nothing. Left out: the equations, which
-are with each network in `gimp_ray.models`.
+are with each network in `gimp_ray.methods`.
 
 Shape suffixes: B batch, C classes, O outputs, P predictions.
 """
@@ -18,8 +18,11 @@ from torch import Tensor
 from gimp_ray.engine.protocol import Tensors
 from gimp_ray.learn.methods.base import Method, Phase
 from gimp_ray.learn.targets import Target
-from gimp_ray.models import ABMIL, CLAM, DSMIL, MeanPoolMLP, TransMIL
-from gimp_ray.objectives import clam_loss, dsmil_loss
+from gimp_ray.methods.abmil import ABMIL
+from gimp_ray.methods.clam import CLAM, clam_loss
+from gimp_ray.methods.dsmil import DSMIL, dsmil_loss
+from gimp_ray.methods.mean_pool import MeanPoolMLP
+from gimp_ray.methods.transmil import TransMIL
 
 
 def dsmil_objective(

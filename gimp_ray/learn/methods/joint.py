@@ -3,7 +3,7 @@ and late fusion.
 
 Pathomic Fusion trains its parts in turn: the networks of either modality alone for the first half of the run, then what
 joins them, and from 1/12 of the run later (5 of 30 epochs, as published) the gene network with it. Late fusion trains
-two models that know nothing of each other. Left out: the equations, which are with each network in `gimp_ray.models`.
+two models that know nothing of each other. Left out: the equations, which are with each network in `gimp_ray.methods`.
 
 Shape suffixes: B batch, O outputs, P predictions.
 """
@@ -20,7 +20,11 @@ from gimp_ray.engine.protocol import Tensors
 from gimp_ray.learn.gene_layout import SetPlaces
 from gimp_ray.learn.methods.base import Method, Phase
 from gimp_ray.learn.targets import Target
-from gimp_ray.models import MCAT, ConcatMIL, LateFusion, PathomicFusion, Porpoise
+from gimp_ray.methods.concat import ConcatMIL
+from gimp_ray.methods.late_fusion import LateFusion
+from gimp_ray.methods.mcat import MCAT
+from gimp_ray.methods.pathomic import PathomicFusion
+from gimp_ray.methods.porpoise import Porpoise
 
 
 def both_alone(target: Target, out: Any, batch: Tensors) -> tuple[Tensor, dict[str, Tensor]]:

@@ -24,7 +24,7 @@ from gimp_ray.evaluation import bootstrap_intervals, encode_labels, paired_diffe
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.learn.gene_side import load_gene_side
 from gimp_ray.runs.folder import RunFolder
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import load_weights, part
 from gimp_ray.store import CohortStore
 from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 

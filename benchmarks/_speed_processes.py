@@ -243,7 +243,7 @@ def _save(who: str, folder: Path, model: Any, optimizer: Any) -> None:
     import torch
 
     if who == "gimp_ray":
-        from gimp_ray.runs.weights import save_weights
+        from gimp_ray.runs.model import save_weights
 
         save_weights(folder / "model.safetensors", dict(model.state_dict()))
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
@@ -254,7 +254,7 @@ def _save(who: str, folder: Path, model: Any, optimizer: Any) -> None:
 def _sizes_of(config: Any) -> Any:
     from _speed_models import Sizes
 
-    from gimp_ray.learn.planned import open_store
+    from gimp_ray.learn.stage import open_store
 
     model = config.model
     dim = open_store(config).dim

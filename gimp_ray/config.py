@@ -86,7 +86,9 @@ class GenesConfig(Section):
     """The gene encoder (section 2.1) and its supervised pre-training."""
 
     checkpoint: str | None = Field(
-        None, description="a trained gene encoder (.safetensors) to use instead of training one"
+        None,
+        description="a trained gene encoder (.safetensors) to use instead of training one",
+        json_schema_extra={"free": True},  # its content counts, not its path
     )
     encoder: Literal["group_msa", "snn", "none"] = Field("group_msa", description="none: pre-training on images alone")
     top_genes: int = Field(0, ge=0, description="keep this many genes, the best by select_by; 0 keeps all")
@@ -97,7 +99,9 @@ class GenesConfig(Section):
         "score", description="how genes are laid out in fragments: as stored, or best score first"
     )
     sets: str | None = Field(
-        None, description="gene sets (GMT or CSV) to be the groups of GroupMSA; genes of no set are then not used"
+        None,
+        description="gene sets (GMT or CSV) to be the groups of GroupMSA; genes of no set are then not used",
+        json_schema_extra={"free": True},
     )
     fragments: int = Field(1008, ge=1, description="N_f")
     groups: int = Field(24, ge=1, description="N_gr; with sets, their number")
@@ -144,7 +148,11 @@ class TargetConfig(Section):
 class FinetuneConfig(Section):
     """Fine-tuning on whole bags with an MLP head on CLS_pat, best epoch by validation."""
 
-    init: str = Field("pretrain", description="pretrain: this run's pre-trained model; scratch; or a .safetensors file")
+    init: str = Field(
+        "pretrain",
+        description="pretrain: this run's pre-trained model; scratch; or a .safetensors file",
+        json_schema_extra={"free": True},
+    )
     freeze_genes: bool = Field(True, description="keep the gene encoder frozen in fine-tuning too")
     hidden: int = Field(256, ge=1, description="width of the head's hidden layer")
     dropout: float = Field(0.25, ge=0, lt=1, description="of the head")
@@ -165,6 +173,7 @@ class MethodConfig(Section):
     init: str | None = Field(
         None,
         description="a trained model (.safetensors) of the same method, on patches alone, whose weights it starts from",
+        json_schema_extra={"free": True},
     )
     batch_size: int | None = Field(None, ge=1, description="cases in a worker's mini-batch; unset: as its recipe says")
     l1: float | None = Field(

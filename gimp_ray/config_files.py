@@ -129,8 +129,23 @@ def differences(old: Config, new: Config, sections: Iterable[str] | None = None)
     return {
         key: (before.get(key), after.get(key))
         for key in before | after  # options by name may be in one of them alone
-        if before.get(key) != after.get(key) and not _under(key, FREE_KEYS) and (kept is None or _under(key, kept))
+        if before.get(key) != after.get(key) and not is_free(key) and (kept is None or _under(key, kept))
     }
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may change without changing what is computed: where, how fast, how long, or under which path."""
+    if _under(key, FREE_KEYS):
+        return True
+    model: Any = Config
+    for name in key.split("."):
+        field = getattr(model, "model_fields", {}).get(name)
+        if field is None:
+            return False
+        if (field.json_schema_extra or {}).get("free"):  # marked where it is declared
+            return True
+        model = field.annotation
+    return False
 
 
 def describe_keys() -> list[tuple[str, str, str]]:

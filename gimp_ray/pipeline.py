@@ -6,14 +6,16 @@ The only place that joins tasks, engine, evaluation and reports. Every verb of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gimp_ray.config import Config
-from gimp_ray.config_files import build_config, differences, load_config, read_yaml, to_yaml, with_absolute_paths
+from gimp_ray.config_files import load_config, read_yaml, to_yaml, with_absolute_paths
 from gimp_ray.engine import stopping
+from gimp_ray.engine.checkpoint import checkpoint_folders, read_state
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
 from gimp_ray.engine.trackers import require_trackers
@@ -22,9 +24,8 @@ from gimp_ray.feed.plan import effective
 from gimp_ray.io.mirror import patient
 from gimp_ray.io.places import is_uri
 from gimp_ray.learn import ContrastivePretraining, Finetuning, GenePretraining, GimpPretraining, Supervised, cohort_work
-from gimp_ray.learn.planned import open_store
+from gimp_ray.learn.stage import Stage, open_store
 from gimp_ray.runs.folder import (
-    STAGES,
     RunFolder,
     as_place,
     attempt,
@@ -34,55 +35,87 @@ from gimp_ray.runs.folder import (
     write_json,
     write_text,
 )
-from gimp_ray.stages import DEPENDS_ON, up_to_finetune, up_to_pretrain
+from gimp_ray.runs.model import Inputs, changed_inputs, read_card, refuse_changed
 from gimp_ray.store import CohortStore
 
-TASKS: dict[str, Any] = {"genes": GenePretraining, "pretrain": GimpPretraining, "finetune": Finetuning}
 PARTS = ["train", "val", "test"]
-StagesOf = Callable[[Config, bool], list[str]]
+
+
+def stages_up_to(last: str, config: Config, has_genes: bool) -> list[str]:
+    """Names of the stages of a run in order, `last` the last; without those whose model the config names a file for.
+
+    Args:
+        last: `genes`, `pretrain` or `finetune`.
+        config: of the run.
+        has_genes: whether the store has any.
+    """
+    compared, init = config.method.recipe is not None, config.finetune.init
+    wants_genes = config.genes.encoder != "none" and config.genes.checkpoint is None and has_genes
+    genes = ["genes"] if wants_genes and config.objective.name == "gimp" else []
+    if last == "genes":
+        return ["genes"]
+    if last == "pretrain":
+        return [*genes, "pretrain"]
+    if compared:
+        return ["finetune"]
+    if init == "pretrain":
+        return [*genes, "pretrain", "finetune"]
+    return [*(genes if init == "scratch" or not config.objective.genes else []), "finetune"]
+
+
+def stage_inputs(stage: str, config: Config) -> Inputs:
+    """What a stage would be made from under a config, whether its run is there or not; `digest_of` it is its digest."""
+    config = with_absolute_paths(config)
+    return make_stage(stage, config, config.run or ".").inputs
+
+
+def make_stage(stage: str, config: Config, run: str) -> Stage:
+    """A stage of a run, given what it needs of the config."""
+    made: Stage = task_of(stage, config)(config.model_dump(), run)
+    return made
 
 
 def pretrain_genes(config: Config) -> RunFolder:
     """Stage `genes`: supervised pre-training of the gene encoder."""
-    return _run(config, lambda *_: ["genes"])
+    return _run(config, "genes")
 
 
 def pretrain(config: Config) -> RunFolder:
     """Stage `pretrain`, with `genes` first where no gene encoder was given and the store has genes."""
-    return _run(config, up_to_pretrain)
+    return _run(config, "pretrain")
 
 
 def finetune(config: Config) -> RunFolder:
     """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says; of a compared method
     (`method.name`) all its training.
     """
-    if config.method.recipe is not None or config.finetune.init == "scratch":
-        return _run(config, up_to_finetune)
-    run = _looked_at(config)
-    if config.finetune.init == "pretrain" and not run.stage_done("pretrain"):
-        raise InputError(
-            "this run has no pre-trained model to fine-tune",
-            file=run.place_of(run.model_file("pretrain")),
-            fix="run `gimp pretrain` on it first, or give --finetune.init FILE.safetensors, or --finetune.init scratch",
+    if config.method.recipe is None and config.finetune.init == "pretrain":
+        _require(
+            config,
+            "pretrain",
+            "pre-trained model to fine-tune",
+            "run `gimp pretrain` on it first, or give --finetune.init FILE.safetensors, or --finetune.init scratch",
         )
-    return _run(config, lambda *_: ["finetune"])
+    return _run(config, "finetune")
 
 
 def evaluate(config: Config) -> RunFolder:
     """Predictions, metrics with intervals, reference rows, figures and `summary.md` of a fine-tuned run."""
-    run = _looked_at(config)
-    if not run.stage_done("finetune"):
-        raise InputError(
-            "this run has no fine-tuned model to evaluate",
-            file=run.place_of(run.model_file("finetune")),
-            fix="run `gimp finetune` on it first",
-        )
-    return _run(config, lambda *_: [], evaluated=True)
+    _require(config, "finetune", "fine-tuned model to evaluate", "run `gimp finetune` on it first")
+    return _run(config, "finetune", evaluated=True)
 
 
 def run_all(config: Config) -> RunFolder:
     """All stages in order, then evaluation and report; a compared method has one stage."""
-    return _run(config, up_to_finetune, evaluated=True)
+    return _run(config, "finetune", evaluated=True)
+
+
+def _require(config: Config, stage: str, what: str, fix: str) -> None:
+    """Refuse a run folder, brought up to date, that lacks a stage's model."""
+    run = run_folder_of(config)
+    run.pull()
+    if not run.stage_done(stage):
+        raise InputError(f"this run has no {what}", file=run.place_of(run.model_file(stage)), fix=fix)
 
 
 def embed(config: Config, model: str | Path, out: str | Path, parts: list[str] | None = None) -> str | Path:
@@ -119,12 +152,12 @@ def load_run_config(run: str | Path, overrides: dict[str, Any], file: Path | Non
     return with_absolute_paths(load_config(file, overrides | {"run": folder.place}, base=base))
 
 
-def _run(config: Config, stages_of: StagesOf, evaluated: bool = False) -> RunFolder:
+def _run(config: Config, last: str, evaluated: bool = False) -> RunFolder:
     """Do the stages of a run that are not done, and the evaluation where asked.
 
     Args:
         config: of the run.
-        stages_of: the stages in order, from the config and whether the store has genes.
+        last: the stage up to which it is trained.
         evaluated: whether it is evaluated too.
 
     Raises:
@@ -135,20 +168,15 @@ def _run(config: Config, stages_of: StagesOf, evaluated: bool = False) -> RunFol
     store = open_store(config)
     with run.one_command(), unwritable(run.place), stopping.listening():
         run.pull()
-        _do(config, run, store, stages_of(config, store.num_genes > 0), evaluated)
+        _do(config, run, store, last, evaluated)
     return run
 
 
-def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], evaluated: bool) -> None:
-    _open_run(run, config, store)
-    jobs = [
-        Job(stage, task_of(stage, config), {"config": config.model_dump(), "run": run.place})
-        for stage in stages
-        if not run.stage_done(stage)
-    ]
-    if jobs:
+def _do(config: Config, run: RunFolder, store: CohortStore, last: str, evaluated: bool) -> None:
+    names = stages_up_to(last, config, store.num_genes > 0)
+    missing = _accepted(config, run, store, names)
+    if missing:
         require_trackers(config.log)
-    _check_early(jobs)
     if evaluated and not getattr(store.split(config.split.scheme, config.split.fold), config.evaluate.part):
         raise InputError(
             f"the split has no {config.evaluate.part} part to evaluate on",
@@ -156,7 +184,9 @@ def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], e
             found=f"scheme {config.split.scheme}, fold {config.split.fold}",
             fix="choose another scheme or fold, or evaluate.part",
         )
-    with _attempt(run, stages) as ended:
+    _open_run(run, config, store)
+    jobs = [Job(name, task_of(name, config), {"config": config.model_dump(), "run": run.place}) for name in missing]
+    with _attempt(run, names) as ended:
         embeds = _evaluation_jobs(config, run) if evaluated else []
         ended["status"] = outcome = run_jobs(jobs + embeds, run, workers_of(config))
         if outcome == "done" and evaluated:
@@ -173,22 +203,55 @@ def _do(config: Config, run: RunFolder, store: CohortStore, stages: list[str], e
     write_report(run.place)
 
 
-def _check_early(jobs: list[Job]) -> None:
-    """Refuse what can be refused before a cluster is started: a split that leaks, a class without two cases, a
-    missing modality.
+def _accepted(config: Config, run: RunFolder, store: CohortStore, names: list[str]) -> list[str]:
+    """Which of some stages are to be trained; nothing is written and no cluster started.
+
+    Every stage of the run that is done or begun must have been made from what it would be made from now. A stage is
+    trained where it is the last or makes a file that one to be trained starts from; once one is, those after it are
+    looked at again when it is done.
+
+    Raises:
+        GimpError: what is there was made from something else, or a stage cannot be trained on this store and split.
     """
-    for job in jobs:
-        task = job.factory(**job.arguments)
-        task.preflight()
-        asked, allowed = task.batching, effective(task.batching, task.index)
+    known = dict.fromkeys([*names, *stages_up_to("finetune", config, store.num_genes > 0)])
+    stages = {
+        name: make_stage(name, config, run.place)
+        for name in known
+        if name in names or run.stage_done(name) or checkpoint_folders(run.checkpoints(name))
+    }
+    for name, stage in stages.items():
+        refuse_changed_stage(run, name, stage.inputs, stage.files)
+    wanted: list[str] = []
+    for name in reversed(names):
+        makes_a_start = any(str(run.model_file(name)) in stages[later].files.values() for later in wanted)
+        if not run.stage_done(name) and (name == names[-1] or makes_a_start):
+            wanted.insert(0, name)
+    for name in wanted:
+        stages[name].preflight()
+        asked, allowed = stages[name].batching, effective(stages[name].batching, stages[name].index)
         if asked != allowed:
             changed = ", ".join(
                 f"{k} {v} -> {getattr(allowed, k)}" for k, v in vars(asked).items() if v != getattr(allowed, k)
             )
             print(
-                f"note: stage '{job.name}': the training split is too small for the mini-batch asked for: {changed}",
+                f"note: stage '{name}': the training split is too small for the mini-batch asked for: {changed}",
                 flush=True,
             )
+    return wanted
+
+
+def refuse_changed_stage(run: RunFolder, stage: str, inputs: Inputs, files: dict[str, str]) -> None:
+    """Refuse a stage that is done or begun and was made from something else than `inputs`; see `refuse_changed`."""
+    if run.stage_done(stage):
+        made = [read_card(run.model_file(stage))["inputs"]]
+    else:
+        made = []
+        for path in reversed(checkpoint_folders(run.checkpoints(stage))):
+            with contextlib.suppress(InputError, OSError):  # a damaged one is set aside when the stage goes on
+                made.append(read_state(path)["inputs"])
+    # a checkpoint that somebody copied here is passed over where one of this stage's own is left
+    if made and all(changed_inputs(was, inputs) for was in made):
+        refuse_changed(made[0], inputs, run.place, files)
 
 
 def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:
@@ -210,11 +273,11 @@ def _embed_job(config: Config, model: str, out: str, parts: list[str] | None) ->
 
 def task_of(stage: str, config: Config) -> Any:
     """What trains a stage: GiMP's task, or the one of a compared method or objective."""
-    if stage == "finetune" and config.method.recipe is not None:
-        return Supervised
-    if stage == "pretrain" and config.objective.name != "gimp":
-        return ContrastivePretraining
-    return TASKS[stage]
+    if stage == "genes":
+        return GenePretraining
+    if stage == "finetune":
+        return Finetuning if config.method.recipe is None else Supervised
+    return GimpPretraining if config.objective.name == "gimp" else ContrastivePretraining
 
 
 def workers_of(config: Config) -> Workers:
@@ -238,13 +301,6 @@ def workers_of(config: Config) -> Workers:
     )
 
 
-def _looked_at(config: Config) -> RunFolder:
-    """The config's run folder, as it is now: the copy of one in object storage is brought up to date."""
-    run = run_folder_of(config)
-    run.pull()
-    return run
-
-
 def _absolute(place: str | Path) -> str:
     place = as_place(place)
     return place if is_uri(place) else str(Path(place).resolve())
@@ -264,9 +320,7 @@ def run_folder_of(config: Config, default: str | Path | None = None) -> RunFolde
 
 
 def _open_run(run: RunFolder, config: Config, store: CohortStore) -> None:
-    """Start a run folder, or check that this config may go on with one."""
-    if run.config_file.exists():
-        _check_same(run, config, store)
+    """Write what a run is, once it may go on."""
     write_text(run.config_file, to_yaml(config))
     write_json(run.path / "environment.json", environment())
 
@@ -288,43 +342,6 @@ def _open_run(run: RunFolder, config: Config, store: CohortStore) -> None:
     run.update(change)
     # before anything is computed: a storage that cannot be written to is found now
     run.push()
-
-
-def _check_same(run: RunFolder, config: Config, store: CohortStore) -> None:
-    """A run folder is one computation: what was computed under other settings must not be continued under these."""
-    old = build_config(read_yaml(run.config_file), run.config_file)
-    begun = [stage for stage in STAGES if run.stage_done(stage) or run.checkpoints(stage).exists()]
-    if begun:
-        changed = _changed_for(begun, old, config)
-        if changed:
-            key, (before, now) = next(iter(changed.items()))
-            raise ConfigError(
-                f"the run folder was made with another '{key}'"
-                + (f" (and {len(changed) - 1} more: {', '.join(list(changed)[1:])})" if len(changed) > 1 else ""),
-                file=run.place,
-                expected=str(before),
-                found=str(now),
-                fix="use the run's own config, or a new run folder; train.stop_after stops early and lets a run go on",
-            )
-    fingerprint = run.record().get("store", {}).get("fingerprint")
-    if begun and fingerprint is not None and fingerprint != store.fingerprint:
-        raise InputError(
-            "the store is not the one this run was made with",
-            file=store.path,
-            expected=f"fingerprint {fingerprint}",
-            found=f"fingerprint {store.fingerprint}",
-            fix="use the run's own store, or a new run folder",
-        )
-
-
-def _changed_for(stages: list[str], old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """What differs between two configs of what the stages already begun depend on."""
-    changed = differences(old, new, [section for stage in stages for section in DEPENDS_ON[stage]])
-    for stage in stages:
-        # what a stage inherits from `train` is its own as well
-        before, after = (config.model_copy(update={"train": config.stage_train(stage)}) for config in (old, new))
-        changed |= differences(before, after, ["train"])
-    return changed
 
 
 @contextmanager

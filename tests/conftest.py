@@ -15,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.runs.folder import read_json, write_json
+from gimp_ray.runs.model import with_checksum
 from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -94,3 +96,10 @@ def changed(config: Config, **overrides: Any) -> Config:
     return load_config(
         None, {key.replace("__", "."): value for key, value in overrides.items()}, base=config.model_dump()
     )
+
+
+def change_card(model: Path, **changes: Any) -> None:
+    """Make a model's card say something else, as if it had been written so."""
+    card = read_json(model.with_suffix(".json")) | changes
+    del card["checksum"]
+    write_json(model.with_suffix(".json"), with_checksum(card))

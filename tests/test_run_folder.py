@@ -9,7 +9,7 @@ import torch
 
 from gimp_ray.errors import InputError
 from gimp_ray.runs.folder import RunFolder, environment, read_json, whole_file, whole_folder, write_json
-from gimp_ray.runs.weights import load_weights, save_weights
+from gimp_ray.runs.model import load_weights, save_weights
 
 
 def test_a_file_is_replaced_only_when_its_writing_ends_well(tmp_path: Path) -> None:

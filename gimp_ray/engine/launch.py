@@ -19,17 +19,18 @@ from typing import Any
 import torch
 
 from gimp_ray.engine import stopping
+from gimp_ray.engine.checkpoint import find_start
 from gimp_ray.engine.loop import Report, Saving, agreed, gather_records, train
 from gimp_ray.engine.progress import following
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
 from gimp_ray.engine.record import note_restart, note_stage, note_workers
-from gimp_ray.engine.starting import find_start
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
 from gimp_ray.io.mirror import patient
 from gimp_ray.io.places import is_uri, resolve
 from gimp_ray.io.reachable import listens
 from gimp_ray.runs.folder import RunFolder
+from gimp_ray.runs.model import read_card, refuse_changed
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 
@@ -123,10 +124,11 @@ def _go_through(
         if agreed(world, [stopping.asked()])[0]:
             return "preempted"
         run.pull_models()
-        if job.trains and run.stage_done(job.name):
-            continue
         started = time.time()
         made = job.factory(**job.arguments)
+        if job.trains and run.stage_done(job.name):
+            refuse_changed(read_card(run.model_file(job.name))["inputs"], made.inputs, run.place)
+            continue
         if job.trains:
             outcome = train(made, world, run, saving, make_batches(job, made), report)
             if outcome != "done":
@@ -330,7 +332,7 @@ def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
         folder.pull_models()
         if not folder.stage_done(job.name):
             folder.pull_stage(job.name)
-            start = find_start(job.name, folder).position
+            start = find_start(job.name, job.factory(**job.arguments).inputs, folder).position
     return plan_dataset(job.factory, job.arguments, start, world_size, read_in)  # type: ignore[arg-type]
 
 

@@ -5,7 +5,7 @@ of the position in the stage and batches come from a pure plan, so a run that wa
 through the same states. A position counts mini-batches of all ranks over all epochs; a step is one mini-batch of every
 rank, and an optimiser step takes `accumulate` of them. At each optimiser step the ranks agree on whether one of them
 met a bad batch, was asked to end, or finds a checkpoint due by the clock. Left out: where a stage goes on
-(`starting.py`), what a checkpoint is (`checkpoint.py`), the optimiser and its rate (`optimizing.py`).
+and what a checkpoint is (`checkpoint.py`), the optimiser and its rate (`optimizing.py`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gimp_ray.engine import stopping
 from gimp_ray.engine.background import Background
-from gimp_ray.engine.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint, snapshot
+from gimp_ray.engine.checkpoint import (
+    agreed_start,
+    best_file,
+    checkpoint_folders,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+    snapshot,
+)
 from gimp_ray.engine.compiling import compile_model
 from gimp_ray.engine.log import Meter, MetricsLog, weigh
 from gimp_ray.engine.optimizing import learning_rate, make_optimizer
 from gimp_ray.engine.progress import Pace
 from gimp_ray.engine.protocol import Record, Tensors, TrainTask, World
-from gimp_ray.engine.starting import agreed_start
 from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
 from gimp_ray.io.mirror import StorageError, patient
 from gimp_ray.io.places import patience
-from gimp_ray.runs.folder import RunFolder, read_json, unwritable, write_json
-from gimp_ray.runs.weights import load_weights, save_weights
+from gimp_ray.runs.folder import RunFolder, unwritable
+from gimp_ray.runs.model import digest_of, load_weights, save_model, save_weights
 
 MEMORY_FIX = (
     "lower the mini-batch and raise `accumulate` (batch.cases_per_class, finetune.batch_size, genes.batch_size), lower "
@@ -75,7 +82,7 @@ class _Stage:
         start = agreed_start(task, run, world)
         state = start.state
         if start.path is not None:
-            load_checkpoint(start.path, self.model, self.optimizer)
+            load_checkpoint(start.path, state, self.model, self.optimizer)
         if self.settings.compile:
             compile_model(self.model)
         self.wrapped = _distribute(self.model, world, task.in_turn)
@@ -95,6 +102,7 @@ class _Stage:
         self.saved_at = time.monotonic()
         self.best: list[float] | None = state.get("best")
         self.best_epoch: int | None = state.get("best_epoch")
+        self.best_sha256: str | None = state.get("best_sha256")
         steps = self.step + self.plan.updates(self.position, self.plan.positions, world.size)
         self.log = MetricsLog(
             run.stage(task.name), task.name, self.step, world.rank == 0, steps, settings=self.settings, run=run.place
@@ -106,8 +114,7 @@ class _Stage:
         self.behind = False  # whether the run's folder, in object storage, lacks what is here
 
     def best_file(self, epoch: int) -> Path:
-        """Weights of a best epoch; named by the epoch, so that a checkpoint and the weights it means stay together."""
-        return self.run.stage(self.task.name) / f"best-epoch-{epoch:04d}.safetensors"
+        return best_file(self.run.stage(self.task.name), epoch)
 
     @property
     def epochs_done(self) -> int:
@@ -362,7 +369,7 @@ def _validate(stage: _Stage, epoch: int) -> dict[str, float]:
         stage.background.wait()  # it removes the weights of epochs that it does not know as best
         stage.best, stage.best_epoch = score, epoch
         if stage.world.rank == 0:
-            save_weights(stage.best_file(epoch), stage.model.state_dict())
+            stage.best_sha256 = save_weights(stage.best_file(epoch), stage.model.state_dict())
     return figures
 
 
@@ -383,12 +390,14 @@ def _save(stage: _Stage) -> None:
         "clock": dict(stage.clock),
         "best": stage.best,
         "best_epoch": stage.best_epoch,
+        "best_sha256": stage.best_sha256,
         "skipped": stage.skipped,
     }
     stage.saved_at, stage.overdue = time.monotonic(), False
     if stage.world.rank == 0:
         stage.background.wait()  # so that no more than one copy is in memory
         tensors = snapshot(stage.model, stage.optimizer)
+        state["inputs"] = stage.task.inputs
         stage.background.start(functools.partial(_write, stage, stage.step, tensors, state))
 
 
@@ -443,7 +452,10 @@ def _bring(stage: _Stage) -> None:
 
 def _prune_best(stage: _Stage, folder: Path, best_epoch: int | None) -> set[Path]:
     """Remove the weights of best epochs that neither this process nor a kept checkpoint means; gives those it left."""
-    meant = {read_json(kept / "state.json")["best_epoch"] for kept in checkpoint_folders(folder)} | {best_epoch}
+    meant = {best_epoch}
+    for kept in checkpoint_folders(folder):
+        with contextlib.suppress(GimpError, OSError):  # one that is damaged is set aside when it is needed
+            meant.add(read_state(kept)["best_epoch"])
     files = {stage.best_file(epoch) for epoch in meant if epoch is not None}
     for file in stage.run.stage(stage.task.name).glob("best-epoch-*.safetensors"):
         if file not in files:
@@ -455,16 +467,16 @@ def _finish(stage: _Stage) -> None:
     """Write the final model, the best epoch's where there is validation; the card first, so that weights mean done."""
     if stage.world.rank == 0:
         if stage.best_epoch is not None:
-            stage.model.load_state_dict(load_weights(stage.best_file(stage.best_epoch)))
+            stage.model.load_state_dict(load_weights(stage.best_file(stage.best_epoch), stage.best_sha256))
         weights, card = stage.task.export(stage.model)
         card |= {"stage": stage.task.name, "epochs": stage.settings.epochs, "best_epoch": stage.best_epoch}
+        card |= {"inputs": stage.task.inputs, "digest": digest_of(stage.task.inputs)}
         if stage.skipped:
             card["skipped_batches"] = stage.skipped
         if stage.position < stage.plan.positions:
             card["ended_after"] = stage.epochs_done
             _say_ended(stage)
-        write_json(stage.run.model_card(stage.task.name), card)
-        save_weights(stage.run.model_file(stage.task.name), weights)
+        save_model(stage.run.model_file(stage.task.name), weights, card)
         _bring(stage)
     if stage.world.size > 1:
         dist.barrier()

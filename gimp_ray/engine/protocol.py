@@ -74,6 +74,10 @@ class TrainTask(Protocol):
         """Name of the stage, and of its folder in the run folder."""
 
     @property
+    def inputs(self) -> dict[str, Any]:
+        """All that its result depends on, as plain data; what a checkpoint must have been made from to go on."""
+
+    @property
     def seed(self) -> int: ...
 
     @property

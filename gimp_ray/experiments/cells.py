@@ -4,23 +4,22 @@
     OUT/shared/genes/<key>/fold-<k>/seed-<s>        a run with stage `genes` alone, for every cell with these settings
 
 The gene encoder of a cell depends on its fold, its seed and few settings, so it is trained once for all the rows that
-agree in them; the key is a hash of these settings. It is fitted on the same training part as the rows that use it.
+agree in them; the key is the digest of that stage. It is fitted on the same training part as the rows that use it.
 A row with `after` is fine-tuned from the pre-trained model of another row's run of the same fold and seed. Left out:
 running (`grid.py`), and figures (`reading.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gimp_ray.config import Config
-from gimp_ray.config_files import FREE_KEYS, differences, flatten, load_config, with_absolute_paths
+from gimp_ray.config_files import differences, flatten, load_config, with_absolute_paths
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.experiments.spec import RowSpec, TableSpec, slug_of
-from gimp_ray.stages import DEPENDS_ON, up_to_finetune
+from gimp_ray.pipeline import stage_inputs, stages_up_to
+from gimp_ray.runs.model import changed_inputs, digest_of
 from gimp_ray.store import CohortStore
 
 # a run of a table trains in its task, unless the table says otherwise
@@ -136,31 +135,13 @@ def _cell(
     if row.after is not None:
         other = f"{out}/runs/{slug_of(row.after)}/{which}"
         here, needs = _changed(here, {"finetune.init": f"{other}/pretrain.safetensors"}), (other,)
-    elif "genes" in up_to_finetune(here, store.num_genes > 0):
-        key = _genes_key(here)
+    elif "genes" in stages_up_to("finetune", here, store.num_genes > 0):
+        key = digest_of(stage_inputs("genes", here))[:12]
         place = f"{out}/shared/genes/{key}/{which}"
         genes = Step(f"gene encoder {key}, fold {fold}, seed {seed}", "genes", _changed(here, {"run": place}))
         shared.setdefault(place, genes)
         here, needs = _changed(here, {"genes.checkpoint": f"{place}/genes.safetensors"}), (place,)
     return Cell(row, fold, seed, Step(name, "run", here, needs))
-
-
-_LATER = ("lookahead", "patience", "min_epochs")
-
-
-def _genes_key(config: Config) -> str:
-    """A hash of all that stage `genes` depends on but fold and seed, which are in the folder's name."""
-    trained = config.stage_train("genes").model_dump()
-    free = {key.partition(".")[2] for key in FREE_KEYS if key.startswith("train.")} | {"log"}
-    depends = {
-        "scheme": config.split.scheme,
-        "transductive": config.split.transductive,
-        "genes": {key: value for key, value in config.genes.model_dump().items() if key not in ("train", "checkpoint")},
-        "dim": config.model.dim,
-        # what is off is left out, so that tables from before there was such a key go on
-        "train": {key: value for key, value in trained.items() if key not in free and (value or key not in _LATER)},
-    }
-    return hashlib.sha256(json.dumps(flatten(depends), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _row_config(table: TableSpec, row: RowSpec) -> Config:
@@ -242,7 +223,7 @@ def _check_after(row: RowSpec, config: Config, other: Config) -> None:
             found=f"{config.finetune.init} and {other.finetune.init}",
             fix="remove `after`",
         )
-    changed = differences(other, config, DEPENDS_ON["pretrain"])
+    changed = changed_inputs(stage_inputs("pretrain", other), stage_inputs("pretrain", config))
     if changed:
         key, (before, now) = next(iter(changed.items()))
         raise ConfigError(

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from gimp_ray import pipeline
 from gimp_ray.config import Config
@@ -25,11 +24,10 @@ from gimp_ray.engine.checkpoint import latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.evaluation import Truth, encode_labels, intervals_of
 from gimp_ray.evaluation.by_kind import METRICS
-from gimp_ray.learn.cards import read_card
-from gimp_ray.learn.planned import open_store
+from gimp_ray.learn.stage import open_store
 from gimp_ray.learn.targets import saved_target
-from gimp_ray.runs.folder import RunFolder, whole_file, write_json
-from gimp_ray.runs.weights import load_weights, part, save_weights
+from gimp_ray.runs.folder import RunFolder, whole_file
+from gimp_ray.runs.model import load_weights, part, read_card, save_model
 from gimp_ray.scoring_tables import cases_of
 from gimp_ray.store.splits import patient_column
 
@@ -164,12 +162,11 @@ def _model_now(config: Config, run: RunFolder, stage: str, file: Path) -> Path:
     model = task.build(torch.device("cpu"))
     best = state["best_epoch"]
     if best is None:
-        weights = part(load_file(path / "state.safetensors"), "model")
+        weights = part(load_weights(path / "state.safetensors", state["tensors_sha256"]), "model")
     else:
-        weights = load_weights(run.stage(stage) / f"best-epoch-{best:04d}.safetensors")
+        weights = load_weights(run.stage(stage) / f"best-epoch-{best:04d}.safetensors", state["best_sha256"])
     model.load_state_dict(weights)
     tensors, card = task.export(model)
-    write_json(file.with_suffix(".json"), card | {"stage": stage, "epochs": state["epoch"], "best_epoch": best})
-    save_weights(file, tensors)
+    save_model(file, tensors, card | {"stage": stage, "epochs": state["epoch"], "best_epoch": best})
     run.push()
     return file

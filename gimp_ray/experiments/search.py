@@ -32,10 +32,10 @@ from gimp_ray.experiments.settings import (
 )
 from gimp_ray.experiments.space import Dimension
 from gimp_ray.experiments.trial import Setting
-from gimp_ray.learn.planned import open_store
+from gimp_ray.learn.stage import open_store
 from gimp_ray.learn.targets import make_target
+from gimp_ray.pipeline import stages_up_to
 from gimp_ray.runs.folder import RunFolder, unwritable
-from gimp_ray.stages import up_to_finetune, up_to_pretrain
 
 __all__ = ["PAPER", "SweepConfig", "read_sweep", "search"]
 
@@ -155,8 +155,7 @@ def _run_left(run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dime
 
 def _has_genes(base: Config, sweep: SweepConfig) -> bool:
     """Whether trials would train a gene encoder in a stage of its own."""
-    stages = up_to_pretrain if stage_of(sweep) == "pretrain" else up_to_finetune
-    return "genes" in stages(base, open_store(base).num_genes > 0)
+    return "genes" in stages_up_to(stage_of(sweep), base, open_store(base).num_genes > 0)
 
 
 def _check_validation(base: Config, sweep: SweepConfig) -> None:

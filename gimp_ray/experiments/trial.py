@@ -27,7 +27,7 @@ from typing import Any
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
-from gimp_ray.engine.checkpoint import latest_checkpoint
+from gimp_ray.engine.checkpoint import adopt_checkpoint, latest_checkpoint
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.experiments.measure import figures_of
 from gimp_ray.experiments.records import Record, finished, read_record, write_record
@@ -201,7 +201,9 @@ def _take_over(setting: Setting, record: Record, params: Params, given: Path) ->
     if run.path.exists():  # half made by a process that was killed
         shutil.rmtree(run.path)
     shutil.copytree(given, run.path)
-    write_text(run.config_file, to_yaml(config_of(setting, params, run.place)))
+    config = config_of(setting, params, run.place)
+    write_text(run.config_file, to_yaml(config))
+    adopt_checkpoint(run.checkpoints("pretrain"), pipeline.stage_inputs("pretrain", config))
     run.push()
     run.push_stage("pretrain")
     step = {key: donor[key] for key in ("name", "run", "epoch")}

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.config import Config
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import ConfigError
 from gimp_ray.feed.plan import Batching, CohortIndex, Row, effective, index_cases
@@ -28,16 +29,20 @@ from gimp_ray.learn.contrastive_objectives import OBJECTIVES, Objective, Reading
 from gimp_ray.learn.gene_layout import layout_of_sets
 from gimp_ray.learn.gene_side import CHUNK, GeneSide, fit_gene_side
 from gimp_ray.learn.image_side import make_aggregator, model_card
-from gimp_ray.learn.planned import PlannedTask, in_chunks
+from gimp_ray.learn.stage import Stage, in_chunks
 from gimp_ray.nn.genes import GroupTargets, fit_fragments, group_means, grouped_net
 
 
-class ContrastivePretraining(PlannedTask):
+class ContrastivePretraining(Stage):
     """A compared objective on the training split, or on every case where the config says transductive."""
 
     name = "pretrain"
+    reads = ("window", "mask", "batch", "model", "objective", "genes", "split.transductive")
     needs = ("patches", "genes")
     side: GeneSide
+
+    def starts_from(self, config: Config) -> dict[str, str]:
+        return {"genes.sets": config.genes.sets} if config.genes.sets else {}
 
     @cached_property
     def objective(self) -> Objective:
@@ -102,7 +107,7 @@ class ContrastivePretraining(PlannedTask):
                 found=f"{self.groups}",
                 fix="raise genes.groups, or use sets with more of the store's genes",
             )
-        at_once = effective(self.batching, self.index).size * max(1, self.config.train.most_workers)
+        at_once = effective(self.batching, self.index).size * max(1, self.settings.most_workers)
         if at_once < 2:
             raise ConfigError(
                 f"objective {name} contrasts the cases of a step with each other, and a step has one",

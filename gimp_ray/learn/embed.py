@@ -20,13 +20,13 @@ from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.feed.windows import each_bag
 from gimp_ray.io.mirror import local_file
-from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.case_tables import parts_of, write_cases
 from gimp_ray.learn.gene_side import encode_cases
 from gimp_ray.learn.image_side import SavedModel, load_model
-from gimp_ray.learn.planned import open_store, shared_out
+from gimp_ray.learn.stage import open_store, shared_out
 from gimp_ray.learn.targets import Target, saved_target
 from gimp_ray.methods.gimp import GiMP, GiMPClassifier
+from gimp_ray.runs.model import read_card
 from gimp_ray.store import CohortStore
 
 

@@ -14,15 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.config import Config
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays, read_bags
-from gimp_ray.io.mirror import local_file
-from gimp_ray.learn.cards import read_card
-from gimp_ray.learn.gene_side import GeneSide, encode_cases, trained_gene_side
+from gimp_ray.learn.gene_side import GeneSide, encode_cases, load_gene_side
 from gimp_ray.learn.image_side import load_model, make_aggregator, model_card
 from gimp_ray.learn.labelled import LabelledTask
-from gimp_ray.learn.planned import shared_out
+from gimp_ray.learn.stage import shared_out
 from gimp_ray.learn.targets import batch_arrays
 from gimp_ray.learn.whole_cases import whole_cases
 from gimp_ray.methods.gimp import GiMPClassifier
@@ -33,22 +32,24 @@ class Finetuning(LabelledTask):
     """The target's loss over whole bags; natural mini-batches, every training case once an epoch."""
 
     name = "finetune"
+    reads = ("finetune", "model", "target", "objective.genes", "genes.encoder")
     needs = ("patches",)
     cls_ge: Tensor | None = None
     validation_cls_ge: Tensor | None = None
 
+    def starts_from(self, config: Config) -> dict[str, str]:
+        init, files = config.finetune.init, {}
+        if init != "scratch":
+            files["finetune.init"] = self.own("pretrain") if init == "pretrain" else init
+        joins = init == "scratch" or not config.objective.genes
+        if joins and config.genes.encoder != "none" and self.store.num_genes > 0:
+            files["genes.checkpoint"] = config.genes.checkpoint or self.own("genes")
+        return files
+
     def preflight(self) -> None:
-        self._refuse_leaks()
+        self.refuse_leaks()
         for note in self.notes_on_target():
             print(f"note: stage '{self.name}': {note}", flush=True)
-
-    def _refuse_leaks(self) -> None:
-        init, given = self.config.finetune.init, self.config.genes.checkpoint
-        if init not in ("pretrain", "scratch"):
-            self.refuse_leak(read_card(local_file(init)), init)
-        joins = init == "scratch" or not self.config.objective.genes
-        if joins and given and self.config.genes.encoder != "none":
-            self.refuse_leak(read_card(local_file(given)), given)
 
     @property
     def batching(self) -> Batching:
@@ -114,7 +115,7 @@ class Finetuning(LabelledTask):
             "hidden": [finetune.hidden],
             "init": finetune.init,
             "target": self.target.card(),
-            **self.seen_in_training(None if finetune.init in ("pretrain", "scratch") else finetune.init),
+            **self.seen_in_training(),
         }
         return dict(model.state_dict()), card
 
@@ -144,12 +145,11 @@ class Finetuning(LabelledTask):
         """The trained aggregator, None to start from fresh weights, and the gene side: the pre-trained model's, or the
         trained encoder where pre-training saw images alone (`objective.genes`).
         """
-        self._refuse_leaks()
-        init = self.config.finetune.init
+        self.refuse_leaks()
         aggregator = side = None
-        if init != "scratch":
-            saved = load_model(self.run.model_file("pretrain") if init == "pretrain" else local_file(init), self.store)
+        if "finetune.init" in self.files:
+            saved = load_model(self.file("finetune.init"), self.store)
             aggregator, side = saved.aggregator(), saved.side
-        if side is None and (init == "scratch" or not self.config.objective.genes):
-            side = trained_gene_side(self.config.genes, self.run, self.store)
+        if side is None and "genes.checkpoint" in self.files:
+            side = load_gene_side(self.file("genes.checkpoint"), self.store)
         return aggregator, side

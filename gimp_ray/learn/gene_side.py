@@ -19,15 +19,12 @@ from torch import Tensor, nn
 from gimp_ray.config import GenesConfig
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
-from gimp_ray.io.mirror import local_file
-from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.gene_values import CHUNK, columns_in, fit_gene_values, needs_log, read_columns
-from gimp_ray.learn.planned import in_chunks
+from gimp_ray.learn.stage import in_chunks
 from gimp_ray.nn.aggregator import freeze
 from gimp_ray.nn.gene_input import GeneInput
 from gimp_ray.nn.genes import SNN, GeneEncoder, GroupMSA, fit_fragments
-from gimp_ray.runs.folder import RunFolder
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import read_model
 from gimp_ray.store import CohortStore
 
 __all__ = [
@@ -38,7 +35,6 @@ __all__ = [
     "load_gene_side",
     "needs_log",
     "rebuild_gene_side",
-    "trained_gene_side",
 ]
 
 
@@ -99,7 +95,7 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
     Raises:
         InputError: a file is missing or of another kind, or the store lacks genes of the encoder.
     """
-    card = read_card(file)
+    saved, card = read_model(file)
     if "encoder" not in (card.get("genes") or {}):
         raise InputError(
             "this is no trained gene encoder",
@@ -108,15 +104,8 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
             found=f"a model of '{card.get('method', card.get('stage', 'another kind'))}'",
             fix="correct genes.checkpoint",
         )
-    weights = {name: value for name, value in load_weights(file).items() if not name.startswith("head.")}
+    weights = {name: value for name, value in saved.items() if not name.startswith("head.")}
     return rebuild_gene_side(card["genes"], weights, store, file)
-
-
-def trained_gene_side(genes: GenesConfig, run: RunFolder, store: CohortStore) -> GeneSide | None:
-    """The gene encoder the config names, else the run's own; None where there is no gene side."""
-    if genes.encoder == "none" or not store.num_genes:
-        return None
-    return load_gene_side(local_file(genes.checkpoint) if genes.checkpoint else run.model_file("genes"), store)
 
 
 @torch.no_grad()

@@ -12,23 +12,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gimp_ray.config import Config
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.feed.plan import Batching, Row
 from gimp_ray.feed.windows import Arrays
 from gimp_ray.learn.gene_side import CHUNK, GeneSide, fit_gene_side
-from gimp_ray.learn.planned import PlannedTask, in_chunks
 from gimp_ray.learn.scores import case_record, selection_score, validation_figures
+from gimp_ray.learn.stage import Stage, in_chunks
 from gimp_ray.nn.aggregator import MLPHead
 from gimp_ray.nn.losses import mixup
-from gimp_ray.runs.weights import part
+from gimp_ray.runs.model import part
 
 
-class GenePretraining(PlannedTask):
+class GenePretraining(Stage):
     """Cross-entropy of a linear head on CLS_ge; natural mini-batches, every training case once an epoch."""
 
     name = "genes"
+    reads = ("genes", "model.dim")
     needs = ("genes",)
     side: GeneSide
+
+    def starts_from(self, config: Config) -> dict[str, str]:
+        return {"genes.sets": config.genes.sets} if config.genes.sets else {}
 
     @property
     def batching(self) -> Batching:

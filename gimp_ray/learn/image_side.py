@@ -11,10 +11,9 @@ from torch import Tensor
 
 from gimp_ray.config import Config, ModelConfig
 from gimp_ray.errors import InputError
-from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.gene_side import GeneSide, rebuild_gene_side
 from gimp_ray.nn.aggregator import PatchAggregator
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import part, read_model
 from gimp_ray.store import CohortStore
 
 
@@ -56,8 +55,7 @@ def load_model(file: Path, store: CohortStore) -> SavedModel:
         InputError: a file is missing or of another method, the store's embeddings have another width, or it lacks genes
             of the model.
     """
-    weights = load_weights(file)
-    card = read_card(file)
+    weights, card = read_model(file)
     if "model" not in card:
         raise InputError(
             "this is no model of GiMP's image side",

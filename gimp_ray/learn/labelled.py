@@ -6,11 +6,11 @@ from functools import cached_property
 
 from gimp_ray.engine.protocol import Record
 from gimp_ray.feed.plan import CohortIndex, index_cases
-from gimp_ray.learn.planned import PlannedTask
+from gimp_ray.learn.stage import Stage
 from gimp_ray.learn.targets import Target, check_target, known_parts, make_target
 
 
-class LabelledTask(PlannedTask):
+class LabelledTask(Stage):
     """A task that is trained for `config.target`; cases whose truth is not known are left out."""
 
     @cached_property

@@ -2,7 +2,7 @@
 
 Trained on other cases for another label (the cancer type over many cohorts), all but what is made for that label's
 outputs is kept, as supervised pan-cancer ABMIL is used (the field knows it as FEATHER). Left out: which cases it saw,
-which the task checks against its own (`PlannedTask.refuse_leak`).
+which the task checks against its own (`Stage.refuse_leak`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gimp_ray.errors import InputError
 from gimp_ray.learn.methods import Method, Sizes
 from gimp_ray.recipes import IMAGE, RECIPES
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import part, read_model
 
 CAN_START = tuple(name for name, recipe in RECIPES.items() if recipe.needs == IMAGE)
 
@@ -40,7 +40,6 @@ def made_for_outputs(method: Method, sizes: Sizes, options: Mapping[str, Any]) -
 def start_from(
     network: nn.Module,
     file: Path,
-    card: Mapping[str, Any],
     target: Mapping[str, Any],
     for_outputs: Callable[[str], bool],
 ) -> None:
@@ -49,15 +48,15 @@ def start_from(
     Args:
         network: with fresh weights.
         file: the model's weights.
-        card: the model's card.
         target: card of what the network is to predict; where the model predicts the same, its outputs are kept too.
         for_outputs: see `made_for_outputs`.
 
     Raises:
         InputError: the model's network is another one: names the first tensor that does not fit.
     """
+    weights, card = read_model(file)
     whole = card.get("target") == target
-    trained, fresh = part(load_weights(file), "net"), network.state_dict()
+    trained, fresh = part(weights, "net"), network.state_dict()
     kept, own = (
         {name: value for name, value in weights.items() if whole or not for_outputs(name)}
         for weights in (trained, fresh)

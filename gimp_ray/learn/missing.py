@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gimp_ray.errors import InputError
 from gimp_ray.learn.targets import Target
 from gimp_ray.nn.aggregator import MLPHead
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import part, read_model
 
 Modality = Literal["images", "genes"]
 
@@ -63,7 +63,7 @@ def predict_from_cls(
         cls_pat_NF: CLS_img, then CLS_ge.
     """
     head = MLPHead(cls_pat_NF.shape[1], len(target.outputs), hidden=card["hidden"])
-    head.load_state_dict(part(load_weights(model), "head"))
+    head.load_state_dict(part(read_model(model)[0], "head"))
     logits_NO = head.eval()(torch.from_numpy(cls_pat_NF))
     predictions: NDArray[np.float64] = target.predict(logits_NO).numpy()
     return predictions

@@ -22,17 +22,16 @@ from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.io.mirror import local_file
-from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.case_tables import parts_of, write_cases
 from gimp_ray.learn.embed import CohortEmbedding
 from gimp_ray.learn.gene_values import GeneValues, rebuild_gene_values
 from gimp_ray.learn.image_side import check_patch_dim
 from gimp_ray.learn.methods import METHODS, Method, Sizes, answer
-from gimp_ray.learn.planned import open_store, shared_out
+from gimp_ray.learn.stage import open_store, shared_out
 from gimp_ray.learn.targets import Target, saved_target
 from gimp_ray.learn.whole_cases import whole_cases
 from gimp_ray.recipes import RECIPES
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import part, read_card, read_model
 from gimp_ray.store import CohortStore
 
 
@@ -77,7 +76,7 @@ def load_method(file: Path, store: CohortStore) -> SavedMethod:
     Raises:
         InputError: a file is missing, the store's embeddings have another width, or it lacks what the method reads.
     """
-    weights, card = load_weights(file), read_card(file)
+    weights, card = read_model(file)
     name, needs = card["method"], RECIPES[card["method"]].needs
     if "patches" in needs:
         check_patch_dim(card, store)

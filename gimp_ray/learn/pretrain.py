@@ -17,27 +17,40 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.config import Config
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
 from gimp_ray.feed.windows import Arrays, read_masks, read_windows
-from gimp_ray.io.mirror import local_file
-from gimp_ray.learn.cards import read_card
-from gimp_ray.learn.gene_side import GeneSide, encode_cases, trained_gene_side
+from gimp_ray.learn.gene_side import GeneSide, encode_cases, load_gene_side
 from gimp_ray.learn.image_side import make_aggregator, model_card
-from gimp_ray.learn.planned import PlannedTask
+from gimp_ray.learn.stage import Stage
 from gimp_ray.methods.gimp import GiMP
 from gimp_ray.nn.aggregator import freeze
 from gimp_ray.nn.losses import TripletResult, gather_workers, masked_patch_loss, patches_at, triplet_loss
 
 
-class GimpPretraining(PlannedTask):
+class GimpPretraining(Stage):
     """GiMP pre-training on the training split, or on every case where the config says transductive."""
 
     name = "pretrain"
+    reads = (
+        "window",
+        "mask",
+        "triplet",
+        "batch",
+        "model",
+        "objective.genes",
+        "genes.encoder",
+        "split.transductive",
+    )
     needs = ("patches",)
     side: GeneSide | None = None
     cls_ge: Tensor | None = None
+
+    def starts_from(self, config: Config) -> dict[str, str]:
+        with_genes = config.objective.genes and config.genes.encoder != "none" and self.store.num_genes > 0
+        return {"genes.checkpoint": config.genes.checkpoint or self.own("genes")} if with_genes else {}
 
     @property
     def batching(self) -> Batching:
@@ -74,8 +87,7 @@ class GimpPretraining(PlannedTask):
         return replace(index, labels=labels)
 
     def preflight(self) -> None:
-        if self.config.genes.checkpoint and self.config.genes.encoder != "none" and self.config.objective.genes:
-            self.refuse_leak(read_card(local_file(self.config.genes.checkpoint)), self.config.genes.checkpoint)
+        self.refuse_leaks()
 
     def read(self, row: Row) -> Arrays:
         window = self.config.window.length
@@ -90,9 +102,8 @@ class GimpPretraining(PlannedTask):
 
     def build(self, device: torch.device) -> nn.Module:
         self.preflight()
-        if self.config.objective.genes:
-            self.side = trained_gene_side(self.config.genes, self.run, self.store)
-        if self.side is not None:
+        if "genes.checkpoint" in self.files:
+            self.side = load_gene_side(self.file("genes.checkpoint"), self.store)
             self.cls_ge = encode_cases(self.side, self.store, self.index.case_ids.tolist(), device)
         torch.manual_seed(self.seed)
         assert self.store.dim is not None

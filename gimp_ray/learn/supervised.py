@@ -17,22 +17,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gimp_ray.config import GenesConfig
+from gimp_ray.config import Config, GenesConfig
 from gimp_ray.engine.protocol import Record, Tensors, World
 from gimp_ray.errors import ConfigError
 from gimp_ray.feed.plan import Batching, CohortIndex, Row
 from gimp_ray.feed.windows import Arrays, read_bags
-from gimp_ray.io.mirror import local_file
-from gimp_ray.learn.cards import read_card
 from gimp_ray.learn.gene_values import GeneValues, fit_gene_values, num_values, set_layout
 from gimp_ray.learn.labelled import LabelledTask
 from gimp_ray.learn.method_start import CAN_START, made_for_outputs, refuse_other_method, start_from
 from gimp_ray.learn.methods import METHODS, Phase, Sizes, answer
-from gimp_ray.learn.planned import shared_out
+from gimp_ray.learn.stage import shared_out
 from gimp_ray.learn.targets import batch_arrays
 from gimp_ray.learn.whole_cases import whole_cases
 from gimp_ray.nn.gene_input import GeneInput
 from gimp_ray.recipes import RECIPES
+from gimp_ray.runs.model import read_card
 
 
 class Supervised(LabelledTask):
@@ -47,7 +46,14 @@ class Supervised(LabelledTask):
         name = config["method"]["name"]
         self.recipe, self.method = RECIPES[name], METHODS[name]
         self.needs, self.in_turn = self.recipe.needs, len(self.method.phases) > 1
+        self.reads = ("method", "target", "finetune.select")
+        if "genes" in self.needs:
+            self.reads += ("genes", "model.dim")
         super().__init__(config, run)
+
+    def starts_from(self, config: Config) -> dict[str, str]:
+        files = {"method.init": config.method.init, "genes.sets": config.genes.sets if "genes" in self.needs else None}
+        return {key: file for key, file in files.items() if file}
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -83,7 +89,7 @@ class Supervised(LabelledTask):
         self._check_options()
         self._check_patience()
         notes = self.notes_on_target()
-        if self._gene_settings.select_by != self.config.genes.select_by:
+        if "genes" in self.needs and self._gene_settings.select_by != self.config.genes.select_by:
             notes.append("genes are scored by variance: f_score needs classes with several cases each")
         for note in notes:
             print(f"note: {note}", flush=True)
@@ -109,9 +115,8 @@ class Supervised(LabelledTask):
         torch.manual_seed(self.seed)
         network = self.method.build(self._sizes, self.options)
         if self.config.method.init is not None:
-            file = local_file(self.config.method.init)
             for_outputs = made_for_outputs(self.method, self._sizes, self.options)
-            start_from(network, file, read_card(file), self.target.card(), for_outputs)
+            start_from(network, self.file("method.init"), self.target.card(), for_outputs)
         network = network.to(device)
         network.requires_grad_(True)  # the optimiser gets all of a network whose parts are trained in turn
         if "patches" in self.needs:
@@ -173,7 +178,7 @@ class Supervised(LabelledTask):
             "classes": list(self.store.classes),
             "store_fingerprint": self.store.fingerprint,
             "split": self.config.split.model_dump(),
-            **self.seen_in_training(self.config.method.init),
+            **self.seen_in_training(),
         }
         return weights, card
 
@@ -248,10 +253,9 @@ class Supervised(LabelledTask):
                 found=init,
                 fix="unset method.init",
             )
-        file = local_file(init)
-        card = read_card(file)
-        refuse_other_method(name, file, card)
-        self.refuse_leak(card, init)
+        file = self.file("method.init")
+        refuse_other_method(name, file, read_card(file))
+        self.refuse_leaks()
 
     def _check_patience(self) -> None:
         """Refuse to end a method early whose later parts would then never be trained."""

@@ -14,7 +14,7 @@ from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.feed.windows import BagCache, each_bag
 from gimp_ray.learn.gene_values import CHUNK, read_columns
-from gimp_ray.learn.planned import in_chunks
+from gimp_ray.learn.stage import in_chunks
 from gimp_ray.store import CohortStore
 
 

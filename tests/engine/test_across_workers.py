@@ -26,7 +26,7 @@ from gimp_ray.feed.batches import direct_batches
 from gimp_ray.learn import GimpPretraining
 from gimp_ray.nn.losses import gather_workers, triplet_loss
 from gimp_ray.runs.folder import RunFolder, read_lines
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import load_weights
 from tests.conftest import TINY, changed
 
 pytestmark = pytest.mark.ray  # the slow tier: two further processes import torch

@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from gimp_ray.engine.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint, snapshot
+from gimp_ray.engine.checkpoint import checkpoint_folders, load_checkpoint, read_state, save_checkpoint, snapshot
 
 
 def save(folder: Path, step: int, keep: int) -> None:
     model = nn.Linear(2, 1)
-    save_checkpoint(folder, step, snapshot(model, torch.optim.AdamW(model.parameters())), {"world_size": 1}, keep)
+    save_checkpoint(
+        folder, step, snapshot(model, torch.optim.AdamW(model.parameters())), {"world_size": 1, "inputs": {}}, keep
+    )
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
@@ -32,7 +34,7 @@ def test_a_snapshot_is_what_was_trained_when_it_was_taken(tmp_path: Path) -> Non
         moments = [state["exp_avg"].clone() for state in optimizer.state.values()]
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
-    path = save_checkpoint(tmp_path, 1, taken, {"world_size": 1}, 1)
-    load_checkpoint(path, model, optimizer)
+    path = save_checkpoint(tmp_path, 1, taken, {"world_size": 1, "inputs": {}}, 1)
+    load_checkpoint(path, read_state(path), model, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
     assert all(torch.equal(s["exp_avg"], m) for s, m in zip(optimizer.state.values(), moments, strict=True))

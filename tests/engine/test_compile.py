@@ -17,7 +17,7 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine import compiling
 from gimp_ray.runs.folder import RunFolder, read_lines
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 
 

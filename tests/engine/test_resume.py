@@ -14,7 +14,7 @@ from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint
 from gimp_ray.errors import ConfigError, GimpError
 from gimp_ray.runs.folder import RunFolder, read_lines
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 
 TIMES = {"time", "seconds", "data_wait", "cases_per_s", "eta"}

@@ -22,7 +22,7 @@ from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.learn import Finetuning, GimpPretraining
 from gimp_ray.runs.folder import RunFolder, read_lines
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 
 pytestmark = pytest.mark.ray  # the slow tier: two further processes import torch

@@ -14,7 +14,7 @@ from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.learn import GimpPretraining
 from gimp_ray.runs.folder import RunFolder, read_json, read_lines
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.full_disk import files_of_at_most

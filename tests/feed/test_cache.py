@@ -302,7 +302,7 @@ def test_runs_with_a_cache_end_in_the_same_weights(
 ) -> None:
     """A cache of all, and one so small that some slides are read each time."""
     from gimp_ray import pipeline
-    from gimp_ray.runs.weights import load_weights
+    from gimp_ray.runs.model import load_weights
 
     short = {"genes.encoder": "none", "train.epochs": 2, "finetune.train.epochs": 2}
     ended = {}

@@ -13,7 +13,7 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.learn import Finetuning
 from gimp_ray.nn.aggregator import PatchAggregator
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 
 

@@ -49,7 +49,8 @@ def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples
 def trainable(setting: trial.Setting, config: dict[str, Any]) -> None:
     """What Tune runs in a trial's process, with that process patched."""
     trial.figures_of = figures_of  # type: ignore[assignment]
-    pipeline.TASKS["pretrain"] = Waiting
+    task_of = pipeline.task_of
+    pipeline.task_of = lambda stage, config: Waiting if stage == "pretrain" else task_of(stage, config)
     real(setting, config)
 
 

@@ -28,7 +28,7 @@ from gimp_ray.learn.contrastive import ContrastivePretraining
 from gimp_ray.learn.contrastive_objectives import OBJECTIVES, draw_groups
 from gimp_ray.learn.image_side import load_model
 from gimp_ray.runs.folder import RunFolder, read_json, read_lines
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import load_weights, part
 from tests.conftest import TINY, changed
 
 CPU = torch.device("cpu")

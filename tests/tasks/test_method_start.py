@@ -15,11 +15,11 @@ from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.learn.method_start import CAN_START, made_for_outputs, start_from
 from gimp_ray.learn.methods import METHODS, Sizes
-from gimp_ray.learn.planned import patients_of
+from gimp_ray.learn.stage import patients_of
 from gimp_ray.learn.supervised import Supervised
-from gimp_ray.runs.folder import RunFolder, read_json, write_json
-from gimp_ray.runs.weights import load_weights, part, save_weights
-from tests.conftest import changed
+from gimp_ray.runs.folder import RunFolder, read_json
+from gimp_ray.runs.model import load_weights, part, save_model
+from tests.conftest import change_card, changed
 
 CPU = torch.device("cpu")
 BAG = {"dim": 16, "attention_dim": 8}
@@ -72,12 +72,13 @@ def test_classes_of_another_target_are_all_fresh_however_many_there_are(
     method, options, file = METHODS[name], OPTIONS[name], tmp_path / "model.safetensors"
     torch.manual_seed(0)
     trained = method.build(Sizes(24, 0, before), options).state_dict()
-    save_weights(file, {f"net.{key}": value for key, value in trained.items()})
+    card = {"target": {"kind": "class", "column": "other"}}
+    save_model(file, {f"net.{key}": value for key, value in trained.items()}, card)
     torch.manual_seed(1)
     network = method.build(Sizes(24, 0, after), options)
     own = {key: value.clone() for key, value in network.state_dict().items()}
     for_outputs = made_for_outputs(method, Sizes(24, 0, after), options)
-    start_from(network, file, {"target": {"kind": "class", "column": "other"}}, {"kind": "class"}, for_outputs)
+    start_from(network, file, {"kind": "class"}, for_outputs)
     for key, value in network.state_dict().items():
         assert torch.equal(value, own[key] if for_outputs(key) else trained[key]), key
         assert for_outputs(key) == key.startswith(("classify", "instance")) or name == "clam_mb"
@@ -100,7 +101,7 @@ def test_the_outputs_are_kept_for_the_same_target_and_not_for_another_of_as_many
     same = task_of(config_of(tiny, method__init=str(trained), target__kind="survival")).build(CPU).state_dict()
     assert torch.equal(same["classify.weight"], weights["classify.weight"])
     card = read_json(trained.with_suffix(".json"))
-    write_json(trained.with_suffix(".json"), card | {"target": card["target"] | {"time_edges": [1.0, 2.0, 3.0]}})
+    change_card(trained, target=card["target"] | {"time_edges": [1.0, 2.0, 3.0]})
     other = task_of(config_of(tiny, method__init=str(trained), target__kind="survival")).build(CPU).state_dict()
     assert other["classify.weight"].shape == weights["classify.weight"].shape
     assert not torch.equal(other["classify.weight"], weights["classify.weight"])
@@ -139,13 +140,12 @@ def test_what_a_chain_of_models_saw_is_known_by_its_patients(tiny: Config, train
     assert set(seen["patients"]) and set(seen["trained_on"]) == set(task_of(config_of(tiny)).parts["train"])
     # the first model's store had other ids for the same patients, and one that this store does not hold out
     held_out = task_of(config_of(tiny)).parts["test"][0]
-    card = seen | {"trained_on": ["elsewhere-1"], "patients": ["elsewhere"]}
-    write_json(trained.with_suffix(".json"), card)
+    change_card(trained, trained_on=["elsewhere-1"], patients=["elsewhere"])
     task = task_of(config_of(tiny, method__init=str(trained)))
     task.preflight()
-    exported = task.seen_in_training(str(trained))
+    exported = task.seen_in_training()
     assert {"elsewhere-1", *task.parts["train"]} == set(exported["trained_on"])
     assert "elsewhere" in exported["patients"]
-    write_json(trained.with_suffix(".json"), card | {"patients": patients_of(task.store, [held_out])})
+    change_card(trained, patients=patients_of(task.store, [held_out]))
     with pytest.raises(InputError, match="trained on patients that this run validates or tests on"):
         task_of(config_of(tiny, method__init=str(trained))).preflight()

@@ -30,7 +30,7 @@ from gimp_ray.learn.survival_target import SurvivalTarget
 from gimp_ray.learn.whole_cases import whole_cases
 from gimp_ray.recipes import RECIPES
 from gimp_ray.runs.folder import RunFolder, read_json
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import load_weights, part
 from tests.conftest import changed
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.learn.supervised import Supervised
 from gimp_ray.runs.folder import RunFolder
-from gimp_ray.runs.weights import load_weights
+from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 from tests.tasks.test_methods import config_of, gene_sets, trained
 

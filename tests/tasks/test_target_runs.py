@@ -25,7 +25,7 @@ from gimp_ray.learn.missing import without
 from gimp_ray.learn.supervised import Supervised
 from gimp_ray.nn.aggregator import MLPHead
 from gimp_ray.runs.folder import RunFolder, read_json, read_lines
-from gimp_ray.runs.weights import load_weights, part
+from gimp_ray.runs.model import load_weights, part
 from gimp_ray.store import CohortStore
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights

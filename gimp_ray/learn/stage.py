@@ -1,13 +1,17 @@
-"""What the trained stages share: an open store, the training split's index, and the plan's rows.
+"""A stage is what it was given: its settings, a seed, the cases of its split, a store, and the files it starts from.
 
-Left out: models, objectives and reads, which each task brings itself.
+`inputs` says all of that as plain data and `digest` is its SHA-256; they stand in the stage's checkpoints and in its
+model's card, and alone decide what may be continued, refused or used again.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,31 +19,58 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from gimp_ray.config import Config, TrainConfig
-from gimp_ray.config_files import build_config
+from gimp_ray.config import Config, Section
+from gimp_ray.config_files import build_config, flatten, is_free
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.cache import open_cache
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.feed.windows import BagCache
-from gimp_ray.io.mirror import local_file
-from gimp_ray.learn.cards import read_card, trained_on
+from gimp_ray.io.mirror import StorageError, local_file
 from gimp_ray.runs.folder import RunFolder
+from gimp_ray.runs.model import Inputs, digest_of, read_card, sha256_of, trained_on
 from gimp_ray.store import CohortStore
 from gimp_ray.store.splits import patient_column
 
-# stages of one run draw their plans and their dropout from different streams
-STAGE_SEEDS = {"genes": 1, "pretrain": 2, "finetune": 3}
+# how batches are read changes nothing, and the split counts by its cases: every stage may look at both
+GIVEN_TO_ALL = ("feed", "split")
 
 
-class PlannedTask:
-    """A task over a split of a store whose epochs come from the plan.
+class Given(SimpleNamespace):
+    """The settings that a stage was given, as attributes like those of the config; any other is an AttributeError.
+
+    Args:
+        config: the whole config.
+        keys: sections (`mask`) and keys (`model.dim`).
+    """
+
+    def __init__(self, config: Config, keys: Iterable[str]) -> None:
+        super().__init__()
+        for key in keys:
+            section, _, name = key.partition(".")
+            value = getattr(config, section)
+            if not name:
+                setattr(self, section, value)
+            elif not isinstance(there := self.__dict__.setdefault(section, SimpleNamespace()), Section):
+                setattr(there, name, getattr(value, name))
+
+
+class Stage:
+    """What the stages share: what they were given, an index of the training cases, and epochs that come from the plan.
 
     Args:
         config: the run's config as plain data (`Config.model_dump()`).
         run: the run folder.
+
+    Attributes:
+        config: of it the keys in `reads`, nothing else.
+        settings: how it is trained.
+        seed: of its own, so that two stages of a run draw from different streams.
+        files: files it starts from, by the config key that may name one.
     """
 
     name: str
+    # sections and keys of the config that it depends on, besides `train` and what its method says of training
+    reads: tuple[str, ...] = ()
     # modalities the store must hold: `patches`, `genes`
     needs: tuple[str, ...] = ()
     # whether parts of the model are trained one after another, so that a step leaves some without a gradient
@@ -47,10 +78,54 @@ class PlannedTask:
     cache: BagCache | None = None
 
     def __init__(self, config: dict[str, Any], run: str) -> None:
-        self.config: Config = build_config(config)
-        self.run = RunFolder(Path(run))
-        self.store = open_store(self.config)
+        whole = build_config(config)
+        self.run = RunFolder(run)
+        self.store = open_store(whole)
+        self.config: Any = Given(whole, (*self.reads, *GIVEN_TO_ALL))
+        self.settings = whole.stage_train(self.name)
+        self.seed = stage_seed(whole.seed, self.name)
+        self._config_seed = whole.seed
+        self.files = self.starts_from(whole)
         self._check_modalities()
+
+    def starts_from(self, config: Config) -> dict[str, str]:
+        """The files it starts from, here or in object storage, by the config key that may name them."""
+        return {}
+
+    def own(self, stage: str) -> str:
+        """The final model of another stage of this run."""
+        return str(self.run.model_file(stage))
+
+    def file(self, key: str) -> Path:
+        """One of `files` as a local file."""
+        return local_file(self.files[key])
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """All that its result depends on; of a file its SHA-256, None where it is not there."""
+        settings: dict[str, Any] = {}
+        for key in self.reads:
+            value: Any = self.config
+            for name in key.split("."):
+                value = getattr(value, name)
+            settings |= flatten({key: value.model_dump() if isinstance(value, Section) else value})
+        own = {key: value for key, value in settings.items() if ".train." not in key}
+        trained = flatten({"train": self.settings.model_dump(exclude={"log"})})
+        split = {part: f"{len(cases)} cases, SHA-256 {digest_of(cases)}" for part, cases in self.parts.items()}
+        tree = {
+            "stage": self.name,
+            "settings": {key: value for key, value in (own | trained).items() if not is_free(key)},
+            "seed": self._config_seed,
+            "store": self.store.fingerprint,
+            "split": split,
+            "files": {key: content_of(file) for key, file in self.files.items()},
+        }
+        plain: Inputs = json.loads(json.dumps(tree))  # as it is when it was read from a file
+        return plain
+
+    @property
+    def digest(self) -> str:
+        return digest_of(self.inputs)
 
     @cached_property
     def parts(self) -> dict[str, tuple[str, ...]]:
@@ -67,16 +142,8 @@ class PlannedTask:
         return index_cases(self.store, self.parts["val"]) if self.parts["val"] else None
 
     @property
-    def settings(self) -> TrainConfig:
-        return self.config.stage_train(self.name)
-
-    @property
-    def seed(self) -> int:
-        return self.config.seed * 10 + STAGE_SEEDS[self.name]
-
-    @property
     def batching(self) -> Batching:
-        raise AssertionError("each task says how its mini-batches are composed")
+        raise AssertionError("each stage says how its mini-batches are composed")
 
     def training_cases(self) -> tuple[str, ...]:
         return self.parts["train"]
@@ -105,6 +172,12 @@ class PlannedTask:
     def preflight(self) -> None:
         """Refuse, before anything is started, models from elsewhere that must not be used here."""
 
+    def refuse_leaks(self) -> None:
+        """`refuse_leak` of every model from elsewhere that it starts from."""
+        for key, file in self.files.items():
+            if file.endswith(".safetensors") and Path(file).parent != self.run.path:
+                self.refuse_leak(read_card(self.file(key)), file)
+
     def refuse_leak(self, card: dict[str, Any], file: str) -> None:
         """Refuse a model that saw cases which this run validates or tests on, unless the run says it is transductive.
 
@@ -128,13 +201,13 @@ class PlannedTask:
                 fix="use a model of this fold, or say split.transductive: true, and every table will say so",
             )
 
-    def seen_in_training(self, *starts: str | None) -> dict[str, list[str]]:
+    def seen_in_training(self) -> dict[str, list[str]]:
         """Of a card: the cases and patients that the model saw, those of the models it started from among them."""
         cases = set(self.training_cases())
         patients = set(patients_of(self.store, cases))
-        for start in starts:
-            if start is not None:
-                card = read_card(local_file(start))
+        for key in self.files:
+            if key.endswith(".init"):
+                card = read_card(self.file(key))
                 cases |= set(trained_on(card))
                 patients |= set(card.get("patients", ())) | set(patients_of(self.store, trained_on(card)))
         return {"trained_on": sorted(cases), "patients": sorted(patients)}
@@ -151,6 +224,22 @@ class PlannedTask:
                     file=self.store.path,
                     fix=f"ingest again with --{modality}",
                 )
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """A stage's own seed, of 63 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {stage}".encode()).digest()[:8], "big") >> 1
+
+
+def content_of(file: str) -> str | None:
+    """SHA-256 of a file, for a model that of the weights its card is of; None where it is not there or not reached."""
+    try:
+        here = local_file(file)
+    except (InputError, StorageError):
+        return None
+    if not here.exists():
+        return None
+    return str(read_card(here)["weights_sha256"]) if here.suffix == ".safetensors" else sha256_of(here)
 
 
 def open_store(config: Config) -> CohortStore:

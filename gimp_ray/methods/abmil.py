@@ -4,7 +4,7 @@ Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instance Learning", ICML
 
     h_n = dropout(ReLU(W x_n + b)),   a = softmax of (gated) attention,   z = sum_n a_n h_n,   logits = W_c z + b_c
 
-Attention is in `attention_pool`. Training in the paper: Adam, lr 5e-4, weight decay 1e-4, 20 epochs, one bag a step;
+Attention is in `nn.pooling`. Training in the paper: Adam, lr 5e-4, weight decay 1e-4, 20 epochs, one bag a step;
 in pathology usually lr 1e-4 to 2e-4.
 
 Adapted:

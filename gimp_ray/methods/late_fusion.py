@@ -24,11 +24,11 @@ from gimp_ray.methods.abmil import ABMIL
 from gimp_ray.nn.genes import SNN
 
 
-class LateFusionOutput(NamedTuple):
-    """The mean answer and both parts of it."""
+class TwoModelOutput(NamedTuple):
+    """The joint answer, and those of each modality alone."""
 
-    logits: Tensor  # (B, C), log of the mean probability
-    bag: Tensor  # (B, D), the image model's
+    logits: Tensor  # (B, C)
+    bag: Tensor  # (B, D), the image model's, or the fused vector
     attention: Tensor  # (B, N), sums to 1 over real patches, 0 at padding
     image_logits: Tensor  # (B, C)
     genes_logits: Tensor  # (B, C)
@@ -76,7 +76,7 @@ class LateFusion(nn.Module):
         self.genes = SNN.of_widths(num_genes, gene_widths, dropout)
         self.classify_genes = nn.Linear(self.genes.dim, num_classes)
 
-    def forward(self, patches_BNE: Tensor, valid_BN: Tensor | None = None, *, genes_BG: Tensor) -> LateFusionOutput:
+    def forward(self, patches_BNE: Tensor, valid_BN: Tensor | None = None, *, genes_BG: Tensor) -> TwoModelOutput:
         """Classify patients; the loss is cross-entropy of `image_logits` plus that of `genes_logits`.
 
         Args:
@@ -90,4 +90,4 @@ class LateFusion(nn.Module):
         image = self.image(patches_BNE, valid_BN)
         genes_logits_BC = self.classify_genes(self.genes(genes_BG))
         logits_BC = mean_probability(image.logits, genes_logits_BC)
-        return LateFusionOutput(logits_BC, image.bag, image.attention, image.logits, genes_logits_BC)
+        return TwoModelOutput(logits_BC, image.bag, image.attention, image.logits, genes_logits_BC)

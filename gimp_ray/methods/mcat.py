@@ -32,7 +32,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from gimp_ray.nn.pooling import AttentionPool, BilinearFusion, ConcatFusion, masked_softmax, read_bag
+from gimp_ray.nn.fusion import BilinearFusion, ConcatFusion
+from gimp_ray.nn.pooling import AttentionPool, masked_softmax, read_bag
 
 Fusion = Literal["concat", "bilinear"]
 

@@ -24,35 +24,21 @@ Shape suffixes: B batch, N patches, E patch embedding width, G genes, C classes.
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
 
-from gimp_ray.methods.abmil import ABMIL
-from gimp_ray.nn.genes import SNN
-from gimp_ray.nn.pooling import BilinearFusion
+from gimp_ray.methods.late_fusion import LateFusion, TwoModelOutput
+from gimp_ray.nn.fusion import BilinearFusion
 
 Stage = Literal["unimodal", "fusion", "fusion_genes"]
 
 
-class PathomicOutput(NamedTuple):
-    """The fused answer, and those of each modality alone, which stage 1 trains."""
-
-    logits: Tensor  # (B, C)
-    bag: Tensor  # (B, F), the fused vector
-    attention: Tensor  # (B, N), sums to 1 over real patches, 0 at padding
-    image_logits: Tensor  # (B, C)
-    genes_logits: Tensor  # (B, C)
-
-
-class PathomicFusion(nn.Module):
-    """An ABMIL, an SNN with a classifier of its own, and `BilinearFusion` of their vectors.
+class PathomicFusion(LateFusion):
+    """The two models of `LateFusion`, and `BilinearFusion` of their vectors.
 
     Args:
-        in_dim: E, width of the patch embeddings.
-        num_genes: G.
-        num_classes: C.
-        dim, attention_dim: see `ABMIL`.
+        in_dim, num_genes, num_classes, dim, attention_dim: see `LateFusion`.
         gene_widths: of the SNN's blocks; the last is the width of both vectors in the product.
         joint_dim: F, width of both layers after the product.
         gate_image, gate_genes: whether each vector has a gate.
@@ -77,20 +63,17 @@ class PathomicFusion(nn.Module):
         skip: bool = False,
         dropout: float = 0.25,
     ) -> None:
-        super().__init__()
-        self.image = ABMIL(in_dim, num_classes, dim, attention_dim, dropout=dropout)
-        self.genes = SNN.of_widths(num_genes, gene_widths, dropout)
+        super().__init__(in_dim, num_genes, num_classes, dim, attention_dim, gene_widths, dropout)
         reduced = self.genes.dim
-        self.classify_genes = nn.Linear(reduced, num_classes)
         self.reduce_image = nn.Linear(dim, reduced)
         self.fusion = BilinearFusion(
             reduced,
             reduced,
             reduced,
             joint_dim,
-            gate="bilinear",
-            gate_first=gate_image,
-            gate_second=gate_genes,
+            "bilinear",
+            gate_image,
+            gate_genes,
             skip="reduced" if skip else None,
             dropout=dropout,
         )
@@ -132,7 +115,7 @@ class PathomicFusion(nn.Module):
             part.eval()
         return self
 
-    def forward(self, patches_BNE: Tensor, valid_BN: Tensor | None = None, *, genes_BG: Tensor) -> PathomicOutput:
+    def forward(self, patches_BNE: Tensor, valid_BN: Tensor | None = None, *, genes_BG: Tensor) -> TwoModelOutput:
         """Classify patients.
 
         The loss of stage "unimodal" is cross-entropy of `image_logits` plus that of `genes_logits` (the nets share no
@@ -150,4 +133,4 @@ class PathomicFusion(nn.Module):
         genes_BR = self.genes(genes_BG)
         fused_BF = self.fusion(self.reduce_image(image.bag), genes_BR)
         genes_logits_BC = self.classify_genes(genes_BR)
-        return PathomicOutput(self.classify(fused_BF), fused_BF, image.attention, image.logits, genes_logits_BC)
+        return TwoModelOutput(self.classify(fused_BF), fused_BF, image.attention, image.logits, genes_logits_BC)

@@ -6,7 +6,7 @@ import torch
 from bag_checks import seeded, silent_parameters
 from joint_checks import Weights
 
-from gimp_ray.nn.pooling import BilinearFusion
+from gimp_ray.nn.fusion import BilinearFusion
 
 
 @pytest.mark.parametrize("gate", ["linear", "bilinear"])

@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# a test module's fixtures are made once; tests that wait leave the cores to others
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: install demo demo-short test test-fast test-slow test-ray test-clusters test-faults lint clean help
+.PHONY: install demo demo-short test test-fast test-local test-ray test-clusters test-faults lint clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/'
@@ -23,23 +25,22 @@ demo: install    ## small cohort, local Ray, genes -> pre-training -> fine-tunin
 demo-short: install
 	$(BIN)/gimp demo --out demo-short --short
 
-test: install    ## lint, then the fast tests, those with real servers and kills, and those on a local Ray cluster
+test: install    ## lint, then the tests without Ray, then those on a local Ray cluster
 	$(MAKE) lint
-	$(MAKE) test-fast
-	$(MAKE) test-slow
+	$(MAKE) test-local
 	$(MAKE) test-ray
 
-test-fast: install
-	$(BIN)/python -m pytest -m 'not ray and not slow' --numprocesses 2 --dist loadscope --ignore tests/faults
+test-fast: install  ## the quick tests, without Ray
+	$(PYTEST) -m 'not ray and not slow' --ignore tests/faults
 
-test-slow: install
-	$(BIN)/python -m pytest -m 'slow and not ray' --numprocesses 2 --dist loadscope --ignore tests/faults
+test-local: install  ## all tests without Ray: the quick ones, and those with real servers, kills and bad inputs
+	$(PYTEST) -m 'not ray' --ignore tests/faults
+
+test-ray: install  ## the tests on local Ray clusters, one a test process
+	$(PYTEST) -m ray --ignore tests/faults --ignore tests/jobs --ignore tests/deploy --ignore tests/ray/test_two_nodes.py
 
 test-faults: install  ## what a machine does to a run: SIGTERM, SIGKILL, a full disk, bad losses, two commands at once
-	$(BIN)/python -m pytest tests/faults
-
-test-ray: install
-	$(BIN)/python -m pytest -m ray --ignore tests/faults --ignore tests/jobs --ignore tests/deploy --ignore tests/ray/test_two_nodes.py
+	$(PYTEST) tests/faults
 
 test-clusters: install  ## heads, jobs and nodes of their own: every stage by `ray job submit`, two nodes, two hosts
 	$(BIN)/python -m pytest -m ray tests/jobs tests/ray/test_two_nodes.py tests/deploy

@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# the second tier (`make test-slow`): real servers, killed processes, hundreds of inputs
+# left out of `make test-fast`: real servers, killed processes, hundreds of inputs
 SLOW = (
     "object_storage",
     "bad_inputs",
@@ -51,11 +51,24 @@ SLOW = (
 )
 
 
+# modules whose tests share no costly fixture, so that each may run in another process; the others stay together
+SPREAD = (
+    "ray/test_sweeps.py",
+    "faults/test_kills.py",
+    "faults/test_kills_on_ray.py",
+    "faults/test_sigterm.py",
+    "faults/test_storage_away.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(here).as_posix().startswith(SLOW):
+        module = item.path.relative_to(here).as_posix()
+        if module.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+        if module not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(module))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gimp_ray.config_training import FinetuneTrainConfig, GenesTrainConfig, Section, StageTrainConfig, TrainConfig
+from gimp_ray.config_training import FREE, FinetuneTrainConfig, GenesTrainConfig, Section, StageTrainConfig, TrainConfig
 from gimp_ray.recipes import RECIPES, Recipe
 
 
@@ -78,7 +78,9 @@ class ModelConfig(Section):
     layers: int = Field(2, ge=1, description="Nystrom attention layers")
     dropout: float = Field(0.0, ge=0, lt=1, description="after each attention layer")
     activation_checkpointing: bool = Field(
-        False, description="compute attention layers again in the backward pass: same result, less memory for a long L"
+        False,
+        json_schema_extra=FREE,
+        description="compute attention layers again in the backward pass: same result, less memory for a long L",
     )
 
 
@@ -248,7 +250,7 @@ class LogConfig(Section):
 class StageSettings(TrainConfig):
     """The training settings of one stage, and how it is logged."""
 
-    log: LogConfig = LogConfig()
+    log: LogConfig = Field(LogConfig(), json_schema_extra=FREE)
 
 
 class FeedConfig(Section):
@@ -299,8 +301,8 @@ class ClusterConfig(Section):
 class Config(Section):
     """A run, whole."""
 
-    store: str | None = Field(None, description="the cohort store")
-    run: str | None = Field(None, description="the run folder")
+    store: str | None = Field(None, json_schema_extra=FREE, description="the cohort store")
+    run: str | None = Field(None, json_schema_extra=FREE, description="the run folder")
     seed: int = Field(0, ge=0, lt=2**31, description="of weights, plans, masks, dropout and resampling")
     split: SplitConfig = SplitConfig()
     train: TrainConfig = TrainConfig()
@@ -314,11 +316,11 @@ class Config(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     method: MethodConfig = MethodConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    feed: FeedConfig = FeedConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), json_schema_extra=FREE)
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=FREE)
+    log: LogConfig = Field(LogConfig(), json_schema_extra=FREE)
+    feed: FeedConfig = Field(FeedConfig(), json_schema_extra=FREE)
+    cluster: ClusterConfig = Field(ClusterConfig(), json_schema_extra=FREE)
 
     @model_validator(mode="after")
     def _something_is_masked(self) -> Config:

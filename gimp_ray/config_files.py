@@ -12,36 +12,6 @@ from pydantic import ValidationError
 from gimp_ray.config import Config, Section
 from gimp_ray.errors import ConfigError
 
-# keys whose change does not change what a run computes, only where, how fast or how long
-FREE_KEYS = (
-    "run",
-    "store",
-    "cluster",
-    "feed",
-    "checkpoint",
-    "log",
-    "evaluate",
-    "model.activation_checkpointing",
-    "train.compile",
-    "genes.train.compile",
-    "finetune.train.compile",
-    "method.train.compile",
-    "train.workers",
-    "train.use_gpu",
-    "train.cpus_per_worker",
-    "train.threads",
-    "train.max_failures",
-    "train.log_every",
-    "train.skip_bad_batches",
-    "train.stop_after",
-    "genes.train.stop_after",
-    "finetune.train.stop_after",
-    "method.train.stop_after",
-    "genes.train.log_every",
-    "finetune.train.log_every",
-    "method.train.log_every",
-)
-
 
 def load_config(
     file: str | Path | None = None, overrides: dict[str, Any] | None = None, base: dict[str, Any] | None = None
@@ -85,7 +55,7 @@ def build_config(tree: dict[str, Any], file: str | Path | None = None) -> Config
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise _explain(error, file) from None
+        raise explain(error, file, Config) from None
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
@@ -129,20 +99,17 @@ def differences(old: Config, new: Config, sections: Iterable[str] | None = None)
     return {
         key: (before.get(key), after.get(key))
         for key in before | after  # options by name may be in one of them alone
-        if before.get(key) != after.get(key) and not is_free(key) and (kept is None or _under(key, kept))
+        if before.get(key) != after.get(key) and not is_free(key, type(new)) and (kept is None or _under(key, kept))
     }
 
 
-def is_free(key: str) -> bool:
-    """Whether a key may change without changing what is computed: where, how fast, how long, or under which path."""
-    if _under(key, FREE_KEYS):
-        return True
-    model: Any = Config
-    for name in key.split("."):
-        field = getattr(model, "model_fields", {}).get(name)
+def is_free(key: str, model: Any = Config) -> bool:
+    """Whether a dotted key of a section changes only where, how fast or how long a run computes, not its result."""
+    for part in key.split("."):
+        field = getattr(model, "model_fields", {}).get(part)
         if field is None:
             return False
-        if (field.json_schema_extra or {}).get("free"):  # marked where it is declared
+        if (field.json_schema_extra or {}).get("free"):
             return True
         model = field.annotation
     return False
@@ -212,32 +179,45 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return {head: nested(rest, value) if rest else value}
 
 
-def _explain(error: ValidationError, file: str | Path | None) -> ConfigError:
+def explain(
+    error: ValidationError, file: str | Path | None, model: Any, kind: str = "config key", prefix: str = ""
+) -> ConfigError:
+    """A validation error of pydantic as a refusal that names the key.
+
+    Args:
+        error: of the validation.
+        file: the file the values came from.
+        model: the section or dataclass that was validated.
+        kind: what its keys are called.
+        prefix: put before the key, such as `objective.options.`.
+    """
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    key = key or first["msg"].removeprefix("Value error, ").split()[0]
-    others = [".".join(str(part) for part in e["loc"]) for e in error.errors()[1:]]
-    also = f"; also wrong: {', '.join(others)}" if others else ""
-    if first["type"] == "extra_forbidden":
+    message = first["msg"].removeprefix("Value error, ")
+    # a rule over several keys has no location, and its message begins with the key
+    keys = [".".join(str(part) for part in e["loc"]) for e in error.errors()]
+    key = keys[0] or message.split()[0]
+    also = f"; also wrong: {', '.join(keys[1:])}" if keys[1:] else ""
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return ConfigError(
-            f"unknown config key '{key}'{also}",
+            f"unknown {kind} '{prefix}{key}'{also}",
             file=file,
+            expected=_siblings(key, model),
             found=key,
-            expected=_siblings(key),
-            fix="correct the key's name",
+            fix="correct its name",
         )
     return ConfigError(
-        f"impossible value for config key '{key}'{also}",
+        f"impossible value for {kind} '{prefix}{key}'{also}",
         file=file,
-        expected=first["msg"],
-        found=repr(first["input"]),
-        fix=f"change {key}",
+        expected=message,
+        found=repr(first["input"])[:200],
+        fix=f"change {prefix}{key}",
     )
 
 
-def _siblings(key: str) -> str:
-    """The keys that would have been accepted where an unknown one stood."""
-    model: Any = Config()
+def _siblings(key: str, model: Any) -> str:
+    """The keys that would have been accepted in the place of an unknown one."""
     for part in key.split(".")[:-1]:
-        model = getattr(model, part, None)
-    return "one of " + ", ".join(type(model).model_fields) if isinstance(model, Section) else "a key of the config"
+        field = getattr(model, "model_fields", {}).get(part)
+        model = None if field is None else field.annotation
+    fields = getattr(model, "model_fields", None) or getattr(model, "__pydantic_fields__", None)
+    return "one of " + ", ".join(fields) if fields else "a known key"

@@ -1,18 +1,21 @@
-"""How stages are trained: the keys of `train`, what a stage says differently, and what every section of the config is.
-
-Left out: the config as a whole (`config.py`).
-"""
+"""The base class of config sections, the keys of `train`, and the keys that a stage may override."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import reduce
+from typing import Annotated, Any, ClassVar, Literal, Optional
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 Precision = Literal["fp32", "bf16"]
 Optimizer = Literal["adamw", "adam", "radam"]
 Schedule = Literal["cosine", "constant", "linear"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+# marks of a key: it does not change what is computed, so a run may go on with another value; it holds for every stage
+FREE: dict[str, Any] = {"free": True}
+WHOLE_RUN: dict[str, Any] = {"free": True, "whole_run": True}
 
 
 class Section(BaseModel):
@@ -22,7 +25,7 @@ class Section(BaseModel):
 
 
 class TrainConfig(Section):
-    """How a stage is trained. `train` holds GiMP pre-training; the other stages override parts of it."""
+    """How a stage is trained. A stage may override every key but those of the whole run."""
 
     epochs: int = Field(100, ge=1, description="passes over the training split (paper: 100 for pre-training)")
     lr: float = Field(1e-4, gt=0, description="peak learning rate (paper: 1e-4)")
@@ -39,16 +42,30 @@ class TrainConfig(Section):
     clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 for no clipping")
     accumulate: int = Field(1, ge=1, description="mini-batches of a worker per optimiser step")
     precision: Precision = Field("fp32", description="bf16: autocast; weights and optimiser stay in fp32")
-    compile: bool = Field(False, description="torch.compile the model: slow first steps, then faster ones")
+    compile: bool = Field(
+        False, json_schema_extra=FREE, description="torch.compile the model: slow first steps, then faster ones"
+    )
     workers: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)] = Field(
         1,
+        json_schema_extra=WHOLE_RUN,
         description="Ray Train workers; 0 trains in this process without Ray; [1, 4]: as many as there is room for, "
         "from 1 to 4, and a run goes on with fewer when a node is lost, with more when one comes",
     )
-    use_gpu: bool | None = Field(None, description="one GPU a worker; unset: where the cluster has one")
-    cpus_per_worker: float = Field(1, gt=0, description="logical CPUs Ray reserves for each worker")
-    threads: int = Field(0, ge=0, description="torch threads of a worker; 0: the host's cores shared among its workers")
-    max_failures: int = Field(3, ge=-1, description="automatic restarts from the last checkpoint after a failure")
+    use_gpu: bool | None = Field(
+        None, json_schema_extra=WHOLE_RUN, description="one GPU a worker; unset: where the cluster has one"
+    )
+    cpus_per_worker: float = Field(
+        1, gt=0, json_schema_extra=WHOLE_RUN, description="logical CPUs Ray reserves for each worker"
+    )
+    threads: int = Field(
+        0,
+        ge=0,
+        json_schema_extra=WHOLE_RUN,
+        description="torch threads of a worker; 0: the host's cores shared among its workers",
+    )
+    max_failures: int = Field(
+        3, ge=-1, json_schema_extra=WHOLE_RUN, description="automatic restarts from the last checkpoint after a failure"
+    )
     patience: int = Field(
         0,
         ge=0,
@@ -56,12 +73,20 @@ class TrainConfig(Section):
         "best epoch is kept either way",
     )
     min_epochs: int = Field(0, ge=0, description="epochs that patience lets pass before it ends a stage")
-    log_every: int = Field(10, ge=1, description="optimiser steps between two lines of the metrics log")
+    log_every: int = Field(
+        10, ge=1, json_schema_extra=FREE, description="optimiser steps between two lines of the metrics log"
+    )
     skip_bad_batches: int = Field(
-        0, ge=0, description="optimiser steps a stage may skip because a loss or gradient is not finite; 0: it stops"
+        0,
+        ge=0,
+        json_schema_extra=WHOLE_RUN,
+        description="optimiser steps a stage may skip because a loss or gradient is not finite; 0: it stops",
     )
     stop_after: int | None = Field(
-        None, ge=1, description="stop this stage cleanly after this epoch; the same command without it continues"
+        None,
+        ge=1,
+        json_schema_extra=FREE,
+        description="stop this stage cleanly after this epoch; the same command without it continues",
     )
 
     @model_validator(mode="after")
@@ -81,36 +106,42 @@ class TrainConfig(Section):
         return self.workers[0] if isinstance(self.workers, list) else None
 
 
-class StageTrainConfig(Section):
-    """What a stage says differently from `train`; an unset key is inherited."""
+def _annotated(kind: Any, rule: Any) -> Any:
+    return Annotated[kind, rule]
 
-    epochs: int | None = Field(None, ge=1)
-    lr: float | None = Field(None, gt=0)
-    weight_decay: float | None = Field(None, ge=0)
-    optimizer: Optimizer | None = None
-    betas: tuple[Beta, Beta] | None = None
-    lookahead: int | None = Field(None, ge=0)
-    schedule: Schedule | None = None
-    warmup: float | None = Field(None, ge=0, lt=1)
-    clip_norm: float | None = Field(None, ge=0)
-    accumulate: int | None = Field(None, ge=1)
-    precision: Precision | None = None
-    compile: bool | None = None
-    patience: int | None = Field(None, ge=0)
-    min_epochs: int | None = Field(None, ge=0)
-    stop_after: int | None = Field(None, ge=1)
-    log_every: int | None = Field(None, ge=1)
+
+def _overridable() -> dict[str, Any]:
+    """The keys of `train` that a stage may override, None by default, under the same constraints."""
+    kept = {key: field for key, field in TrainConfig.model_fields.items() if field.json_schema_extra != WHOLE_RUN}
+    return {
+        # a union written with | cannot hold a type made at run time
+        key: (
+            Optional[reduce(_annotated, field.metadata, field.annotation)],  # noqa: UP045
+            Field(None, json_schema_extra=field.json_schema_extra, description=f"as train.{key}"),
+        )
+        for key, field in kept.items()
+    }
+
+
+class StageTrainConfig(create_model("StageTrainKeys", __base__=Section, **_overridable())):  # type: ignore[misc]
+    """What a stage overrides of `train`; an unset key is inherited."""
+
+    stage_defaults: ClassVar[dict[str, Any]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_stage_defaults(cls, given: Any) -> Any:
+        return cls.stage_defaults | given if isinstance(given, dict) else given
 
 
 class GenesTrainConfig(StageTrainConfig):
     """Supervised pre-training of the gene encoder."""
 
-    epochs: int | None = Field(20, ge=1)
-    # measured for d = 512; a narrow encoder wants more (3e-3 at d = 64)
-    lr: float | None = Field(3e-4, gt=0)
+    # the learning rate was measured for d = 512; a narrow encoder wants more (3e-3 at d = 64)
+    stage_defaults: ClassVar[dict[str, Any]] = {"epochs": 20, "lr": 3e-4}
 
 
 class FinetuneTrainConfig(StageTrainConfig):
     """Fine-tuning (paper: 70 epochs)."""
 
-    epochs: int | None = Field(70, ge=1)
+    stage_defaults: ClassVar[dict[str, Any]] = {"epochs": 70}

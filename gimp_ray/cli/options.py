@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from gimp_ray.config_files import explain
 from gimp_ray.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -48,10 +49,7 @@ def options_of(kind: type[Options], tree: dict[str, Any], file: Path | None) -> 
     try:
         return _adapter(kind).validate_python(tree)  # type: ignore[arg-type,no-any-return]
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what, found = f"impossible value for option '{key}'", repr(first["input"])
-        raise ConfigError(what, file=file, expected=first["msg"], found=found, fix="correct the value") from None
+        raise explain(error, file, kind, "option") from None
 
 
 @functools.cache  # making one takes longer than an ingest of a few slides

@@ -124,32 +124,43 @@ def latest_checkpoint(folder: Path, inputs: Inputs | None = None, set_aside: boo
     Args:
         folder: the stage's checkpoints.
         inputs: what the stage is made from; one made from something else is passed over. None takes any.
-        set_aside: give damaged ones another name, and say so; for one process alone.
+        set_aside: give those that are passed over another name, and say so; for one process alone.
 
     Raises:
-        GimpError: the newest whole checkpoint is of another format.
-        ConfigError, InputError: all whole ones were made from something else.
+        ConfigError, InputError: there are some, and all were made from something else, or are damaged.
+        GimpError: the newest one is of another format.
     """
-    others: list[tuple[Path, State]] = []
+    passed: dict[Path, Exception] = {}
+    other: State | None = None
+    found: tuple[Path, State] | None = None
     for path in reversed(checkpoint_folders(folder)):
         try:
             state = read_state(path)
             if inputs is not None and state["digest"] != digest_of(inputs):
-                others.append((path, state))
-                continue
+                other = other or state
+                raise InputError("it is of another run, or of other settings")
             _verify(path, state)
+            found = path, state
+            break
         except (OSError, InputError) as error:
-            if set_aside:
-                _set_aside(path, error)
-            continue
-        for other, _ in others if set_aside else []:
-            _set_aside(other, "it is of another run, or of other settings")
-        return path, state
-    if others and inputs is not None:
-        path, state = others[0]
-        refuse_changed(state["inputs"], inputs, str(path))
-        raise InputError("the checkpoint is of another run", file=path, fix="remove it, or use a new run folder")
-    return None
+            passed[path] = error
+    if found is None and inputs is not None and other is not None:
+        refuse_changed(other["inputs"], inputs, str(folder))
+    damaged = {path: error for path, error in passed.items() if not isinstance(error, FileNotFoundError)}
+    if found is None and damaged:  # one that lacks a file was cut off on its way to object storage
+        path, error = next(iter(damaged.items()))
+        raise InputError(
+            "no checkpoint of the stage is whole",
+            file=path,
+            found=_in_a_line(error),
+            fix=f"bring one back from a copy, or remove {folder} to begin the stage anew",
+        )
+    for path, error in passed.items() if set_aside else ():
+        aside = path.with_name(f"damaged-{path.name}")
+        print(f"note: checkpoint {path} is set aside as {aside.name}: {_in_a_line(error)}", flush=True)
+        shutil.rmtree(aside, ignore_errors=True)  # one brought from object storage may come again
+        path.rename(aside)
+    return found
 
 
 def load_checkpoint(path: Path, state: State, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -220,12 +231,8 @@ def _verify(path: Path, state: State) -> None:
             )
 
 
-def _set_aside(path: Path, reason: object) -> None:
-    aside = path.with_name(f"damaged-{path.name}")
-    text = " ".join(str(reason).split())
-    print(f"note: checkpoint {path} is damaged and set aside as {aside.name}: {text}", flush=True)
-    shutil.rmtree(aside, ignore_errors=True)  # one brought from object storage may come again
-    path.rename(aside)
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _copied(value: Tensor) -> Tensor:

@@ -274,7 +274,7 @@ def write_json(file: Path, tree: Any) -> None:
 def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of JSON, or of bytes that are no text
         raise InputError(
             "the file is not valid JSON", file=file, found=str(error), fix="restore it, or start a new run folder"
         ) from None

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gimp_ray.engine.checkpoint import load_checkpoint, save_checkpoint, snapshot
+from gimp_ray.engine.checkpoint import load_checkpoint, read_state, save_checkpoint, snapshot
 from gimp_ray.engine.optimizing import learning_rate, make_optimizer
 
 
@@ -122,9 +122,9 @@ def test_an_optimiser_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(name: s
     first, stopped = fresh()
     for number in range(4):
         step(first, stopped, number)
-    path = save_checkpoint(tmp_path, 4, snapshot(first, stopped), {}, keep=1)
+    path = save_checkpoint(tmp_path, 4, snapshot(first, stopped), {"inputs": {}}, keep=1)
     second, continued = fresh()
-    load_checkpoint(path, second, continued)
+    load_checkpoint(path, read_state(path), second, continued)
     for number in range(4, 8):
         step(second, continued, number)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))

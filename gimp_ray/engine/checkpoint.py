@@ -146,18 +146,18 @@ def latest_checkpoint(folder: Path, inputs: Inputs | None = None, set_aside: boo
             passed[path] = error
     if found is None and inputs is not None and other is not None:
         refuse_changed(other["inputs"], inputs, str(folder))
-    damaged = {path: error for path, error in passed.items() if not isinstance(error, FileNotFoundError)}
-    if found is None and damaged:  # one that lacks a file was cut off on its way to object storage
-        path, error = next(iter(damaged.items()))
+    # one that lacks a file was cut off on its way to object storage
+    damaged = [path for path, why in passed.items() if not isinstance(why, FileNotFoundError)]
+    if found is None and damaged:
         raise InputError(
             "no checkpoint of the stage is whole",
-            file=path,
-            found=_in_a_line(error),
+            file=damaged[0],
+            found=_in_a_line(passed[damaged[0]]),
             fix=f"bring one back from a copy, or remove {folder} to begin the stage anew",
         )
-    for path, error in passed.items() if set_aside else ():
+    for path, why in passed.items() if set_aside else ():
         aside = path.with_name(f"damaged-{path.name}")
-        print(f"note: checkpoint {path} is set aside as {aside.name}: {_in_a_line(error)}", flush=True)
+        print(f"note: checkpoint {path} is set aside as {aside.name}: {_in_a_line(why)}", flush=True)
         shutil.rmtree(aside, ignore_errors=True)  # one brought from object storage may come again
         path.rename(aside)
     return found

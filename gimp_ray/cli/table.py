@@ -49,9 +49,9 @@ def table(
       gimp table my-table.yaml --store store --out tables/mine --concurrent 2 --window.length 1024
     """
     from gimp_ray.config_files import flatten, read_yaml
-    from gimp_ray.experiments.grid import Room
-    from gimp_ray.experiments.make import make_table, missing_text, plan_table
+    from gimp_ray.experiments.grid import Resources
     from gimp_ray.experiments.spec import build_table, chosen_rows, load_table
+    from gimp_ray.experiments.table import make_table, missing_text, plan_table
     from gimp_ray.io.mirror import local_file
 
     spec = load_table(table)
@@ -70,8 +70,8 @@ def table(
         return
     for name, why in planned.left_out.items():
         click.echo(f"left out: {name}: {why}")
-    click.echo(f"table: {len(planned.missing)} of {len(planned.grid.cells)} runs to do")
-    result = make_table(planned, Room(concurrent, cpus_per_run, gpus_per_run))
+    click.echo(f"table: {len(planned.missing)} of {len(planned.cells)} runs to do")
+    result = make_table(planned, Resources(concurrent, cpus_per_run, gpus_per_run))
     for one in result["missing"]:
         click.echo(f"missing: {one['row']}, fold {one['fold']}, seed {one['seed']}: {one['why']}", err=True)
     click.echo(f"table: {'incomplete' if result['missing'] else 'done'}, see {planned.out}/table.md")

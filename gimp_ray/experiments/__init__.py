@@ -1,8 +1,6 @@
-"""Tables of runs: rows (methods or settings) x folds x seeds, each cell an ordinary run folder.
+"""Many runs from one command: sweeps (hyperparameter search) and tables (methods or settings x folds x seeds).
 
-`spec` says what a table is, `cells` which runs it needs, `state` which are there, `schedule` in which order the others
-run, `grid` runs them on a Ray cluster (the only file here that imports Ray), `scores` and `pooled` make means,
-intervals and differences over folds and seeds, `reading` fills the table from run folders, `writing`, `latex` and
-`drawing` put it on disk, `make` joins them. Left out: searching settings (`gimp_ray.experiments`), and whatever happens
-inside a run.
+A trial of a sweep and a cell of a table are the same thing, config keys laid over a base, computed in an ordinary run
+folder. Tables: `spec`, `runs`, `grid`, `results`, `write`, `table`. Sweeps: `space`, `sweep`, `trial`, `measure`,
+`tune`, `search`, `report`.
 """

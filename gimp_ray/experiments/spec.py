@@ -6,7 +6,7 @@
       - {name: L = 6000, config: {window.length: 6000}}
       - {name: L = 1500, config: {window.length: 1500}, paper: {accuracy: 0.95}, group: short}
 
-Left out: checking config keys, which `cells.py` does when it makes the runs' configs.
+Config keys are checked when `runs.py` makes the runs' configs.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from gimp_ray.config import Section
 from gimp_ray.config_files import read_yaml
 from gimp_ray.errors import ConfigError
 
-# the figures of each kind of target, those shown first
+# the metrics shown of each kind of target
 SHOWN = {"class": ("accuracy", "auroc"), "labels": ("auroc", "average_precision"), "survival": ("c_index",)}
-FIGURES = {
+NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -44,7 +44,7 @@ class RowSpec(Section):
     config: dict[str, Any] = Field(
         {}, description="config keys of this row, dotted or nested; they win over all others"
     )
-    paper: dict[str, float] = Field({}, description="figures a publication reports, for a column of their own")
+    paper: dict[str, float] = Field({}, description="metrics a publication reports, for a column of their own")
     after: str | None = Field(
         None, description="another row, whose pre-trained model this one is fine-tuned from; it must differ after that"
     )
@@ -52,10 +52,10 @@ class RowSpec(Section):
 
     @field_validator("paper")
     @classmethod
-    def _known_figures(cls, paper: dict[str, float]) -> dict[str, float]:
+    def _known_metrics(cls, paper: dict[str, float]) -> dict[str, float]:
         for name in paper:
-            if name not in FIGURES:
-                raise ValueError(f"'{name}' is no figure; known are {', '.join(FIGURES)}")
+            if name not in NAMES:
+                raise ValueError(f"'{name}' is no metric; known are {', '.join(NAMES)}")
         return paper
 
     @property

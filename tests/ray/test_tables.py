@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gimp_ray.config_files import flatten
-from gimp_ray.experiments.grid import Room
-from gimp_ray.experiments.make import make_table, plan_table
+from gimp_ray.experiments.grid import Resources
 from gimp_ray.experiments.spec import build_table
+from gimp_ray.experiments.table import make_table, plan_table
 from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY
 
@@ -31,11 +31,11 @@ def attempts(run: RunFolder) -> int:
 def test_a_table_runs_what_is_missing_and_nothing_twice(cluster: None, store_path: Path, tmp_path: Path) -> None:
     base = flatten(TINY) | {"store": str(store_path), "evaluate.resamples": 50, "finetune.train.epochs": 1}
     table = build_table({"title": "t", "base": base, "rows": ROWS, "folds": 1, "seeds": 1})
-    out, room = tmp_path / "out", Room(concurrent=2, cpus=0.5)
+    out, room = tmp_path / "out", Resources(concurrent=2, cpus=0.5)
     first = make_table(plan_table(table, out), room)
     planned = plan_table(table, out)
-    scratch, wide, _ = (RunFolder(cell.step.place) for cell in planned.grid.cells)
-    (shared,) = (RunFolder(place) for place in planned.grid.cells[0].step.needs)
+    scratch, wide, _ = (RunFolder(cell.step.uri) for cell in planned.cells)
+    (shared,) = (RunFolder(need.uri) for need in planned.cells[0].step.needs)
 
     # a refusal is not tried again, and says why; the others are done
     (missing,) = first["missing"]
@@ -44,7 +44,7 @@ def test_a_table_runs_what_is_missing_and_nothing_twice(cluster: None, store_pat
     # one gene encoder for both, trained apart
     assert shared.stage_done("genes") and not scratch.stage_done("genes") and not wide.stage_done("genes")
     assert [attempts(run) for run in (scratch, wide, shared)] == [1, 1, 1]
-    assert all(row["figures"]["accuracy"]["value"] is not None for row in first["rows"] if row["runs"])
+    assert all(row["metrics"]["accuracy"]["value"] is not None for row in first["rows"] if row["runs"])
 
     kept = build_table(table.model_dump() | {"rows": [row.model_dump() for row in table.rows[:2]]})
     again = make_table(plan_table(kept, out), room)
@@ -54,5 +54,5 @@ def test_a_table_runs_what_is_missing_and_nothing_twice(cluster: None, store_pat
     third = make_table(plan_table(kept, out), room)
     assert third["missing"] == [] and [attempts(run) for run in (scratch, wide, shared)] == [1, 1, 1]
     # the same config, seed and store: the same figures, whoever ran it
-    assert third["rows"][1]["figures"] == again["rows"][1]["figures"]
+    assert third["rows"][1]["metrics"] == again["rows"][1]["metrics"]
     assert wide.record()["created"] >= scratch.record()["created"]

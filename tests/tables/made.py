@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from gimp_ray import pipeline
 from gimp_ray.config_files import to_yaml
 from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL_MLP
-from gimp_ray.experiments.cells import Cell
+from gimp_ray.experiments.runs import Cell
 from gimp_ray.experiments.spec import TableSpec, build_table
 from gimp_ray.runs.folder import RunFolder
+from gimp_ray.runs.model import save_model
 from gimp_ray.store import CohortStore
 
 CLASSES = ("LUAD", "LUSC")
@@ -37,17 +39,15 @@ def made_up(cases: Sequence[str], seed: int) -> NDArray[np.float64]:
 
 def finished(cell: Cell, store: CohortStore, seed: int, references: bool = True, seconds: float = 10.0) -> None:
     """Write the folder of a cell as a finished run does."""
-    run, config = RunFolder(cell.step.place), cell.step.config
+    run, config = RunFolder(cell.step.uri), cell.step.config
     run.evaluation.mkdir(parents=True)
     run.config_file.write_text(to_yaml(config))
     record = {
-        "store": {"fingerprint": store.fingerprint},
         "stages": {"finetune": {"seconds": seconds, "status": "done"}},
         "attempts": [{"status": "done"}],
     }
     run.record_file.write_text(json.dumps(record))
-    for file in (run.model_file("finetune"), run.model_card("finetune")):
-        file.write_text("{}")
+    save_model(run.model_file("finetune"), {}, {"inputs": pipeline.stage_inputs("finetune", config)})
     split = store.split(config.split.scheme, config.split.fold)
     parts = {case: part for part in ("train", "val", "test") for case in getattr(split, part)}
     columns = columns_of(store, parts, seed)
@@ -94,7 +94,7 @@ def columns_of(store: CohortStore, parts: Mapping[str, str], seed: int) -> dict[
 
 def reported(cell: Cell, name: str = "predictions.parquet") -> dict[str, Any]:
     """The test cases of a made run: ids, class numbers and probabilities, by id."""
-    table = pq.read_table(RunFolder(cell.step.place).evaluation / name)
+    table = pq.read_table(RunFolder(cell.step.uri).evaluation / name)
     rows = sorted((row for row in table.to_pylist() if row["part"] == "test"), key=lambda row: row["case_id"])
     return {
         "cases": [row["case_id"] for row in rows],

@@ -19,12 +19,11 @@ from matplotlib.image import imread
 
 from gimp_ray.cli.commands import main
 from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL_MLP, bootstrap_intervals, paired_difference
-from gimp_ray.experiments.drawing import rows_figure
-from gimp_ray.experiments.grid import Room
-from gimp_ray.experiments.latex import latex_table
-from gimp_ray.experiments.make import Planned, make_table, plan_table
+from gimp_ray.experiments.grid import Resources
 from gimp_ray.experiments.spec import build_table
-from gimp_ray.experiments.writing import caption, difference_text
+from gimp_ray.experiments.table import Planned, make_table, plan_table
+from gimp_ray.experiments.write import caption, difference_text, latex_table, rows_figure
+from gimp_ray.reports.figures import save_figure
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.store import CohortStore
 from tests.tables.made import CLASSES, finished, reported, table_of
@@ -39,7 +38,7 @@ def two_rows(store: Path, out: Path) -> Planned:
     """A table of two rows, one fold, two seeds, whose runs are all there."""
     table = table_of(store, *ROWS, seeds=2, tsne=["GiMP"], note="Said below.")
     found = plan_table(table, out)
-    for number, cell in enumerate(found.grid.cells):
+    for number, cell in enumerate(found.cells):
         finished(cell, found.store, seed=number, seconds=10.0 + number)
     return plan_table(table, out)
 
@@ -54,13 +53,16 @@ def planned(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Plann
 def result(planned: Planned) -> dict[str, Any]:
     """Nothing is missing, so nothing is run."""
     assert planned.missing == {}
-    return make_table(planned, Room())
+    return make_table(planned, Resources())
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of words: drawing takes most of the time."""
-    monkeypatch.setattr("gimp_ray.experiments.make.save_figure", lambda figure, file: file)
+    """For tests of words: drawing takes most of the time. Maps are drawn, for the test of them."""
+    monkeypatch.setattr(
+        "gimp_ray.experiments.table.save_figure",
+        lambda figure, file: file if file.name == "table.png" else save_figure(figure, file),
+    )
 
 
 @pytest.fixture
@@ -76,17 +78,17 @@ def out_of(planned: Planned) -> Path:
 def test_every_row_has_the_figures_of_its_runs(planned: Planned, result: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in result["rows"]}
     assert list(rows) == ["GiMP", "50 % & [a_b] $x$", GENES_ALONE, MEAN_POOL_MLP]
-    runs = [reported(cell) for cell in planned.grid.cells]
+    runs = [reported(cell) for cell in planned.cells]
     for row, (one, two) in zip(rows.values(), (runs[:2], runs[2:]), strict=False):
         each = [np.mean(run["probabilities"].argmax(axis=1) == run["labels"]) for run in (one, two)]
-        assert row["figures"]["accuracy"]["value"] == pytest.approx(np.mean(each))
+        assert row["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(each))
         assert row["runs"] == 2
     # of two seeds on one fold, accuracy and its interval are those of all predictions together
     first, second = (
         {key: np.concatenate([run[key] for run in pair]) for key in runs[0]} for pair in (runs[:2], runs[2:])
     )
     alone = bootstrap_intervals(first["cases"], first["labels"], first["probabilities"], CLASSES, 1000, 0)
-    assert {**rows["GiMP"]["figures"]["accuracy"], "sd": 0} == pytest.approx(alone["accuracy"] | {"sd": 0})
+    assert {**rows["GiMP"]["metrics"]["accuracy"], "sd": 0} == pytest.approx(alone["accuracy"] | {"sd": 0})
     paired = paired_difference(
         first["cases"], first["labels"], second["probabilities"], first["probabilities"], CLASSES, 1000, 0
     )
@@ -94,7 +96,7 @@ def test_every_row_has_the_figures_of_its_runs(planned: Planned, result: dict[st
     assert {**found, "sd": 0} == pytest.approx(paired["accuracy"] | {"sd": 0})
     assert rows["GiMP"]["difference_to_first"] == {}
     assert [rows[name]["seconds"] for name in list(rows)[:2]] == [10.5, 12.5]
-    assert rows[GENES_ALONE]["reference"] and rows[GENES_ALONE]["seconds"] is None
+    assert rows[GENES_ALONE]["baseline"] and rows[GENES_ALONE]["seconds"] is None
     assert (result["n_cases"], result["n_patients"]) == (4, 4)
 
 
@@ -103,7 +105,7 @@ def test_the_page_says_what_the_figures_are(planned: Planned, result: dict[str, 
     assert "Mean over 1 fold (kfold) x 2 seeds on test cases, 4 cases of 4 patients" in text
     assert "to the first row, 'GiMP'" in text and "Said below." in text and "(1) A note." in text
     assert "ransductive" not in text and "TRANSDUCTIVE" not in text and "INCOMPLETE" not in text
-    figure = result["rows"][0]["figures"]["accuracy"]
+    figure = result["rows"][0]["metrics"]["accuracy"]
     shown = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
     (line,) = [line for line in text.splitlines() if "| GiMP |" in line]
     assert line.startswith(f"| ours | GiMP | 2 | {shown} |  | ") and "| 0.9947 | 10.5 s |" in line
@@ -115,7 +117,7 @@ def test_the_csv_reads_back_to_the_same_numbers(planned: Planned, result: dict[s
     lines = list(csv.DictReader(io.StringIO((out_of(planned) / "table.csv").read_text())))
     assert [line["row"] for line in lines] == [row["name"] for row in result["rows"]]
     for line, row in zip(lines, result["rows"], strict=True):
-        for name, figure in row["figures"].items():
+        for name, figure in row["metrics"].items():
             assert [float(line[f"{name}{end}"]) for end in ("", "_low", "_high", "_sd")] == [
                 figure[key] for key in ("value", "low", "high", "sd")
             ]
@@ -126,9 +128,9 @@ def test_the_csv_reads_back_to_the_same_numbers(planned: Planned, result: dict[s
 def test_latex_is_balanced_and_escaped(planned: Planned, result: dict[str, Any]) -> None:
     text = (out_of(planned) / "table.tex").read_text()
     assert_latex(text)
-    assert r"50 \% \& {[}a\_b{]} \$x\$ & 2 & " in text
+    assert r"theirs & 50 \% \& {[}a\_b{]} \$x\$ (1) & 2 & " in text
     assert r"\caption{A \& B. Mean over" in text and r"\label{tab:a-b}" in text
-    assert r"\textit{ours}" in text
+    assert "ours & GiMP & 2 & " in text
 
 
 def test_a_difference_of_nothing_has_one_way_of_writing() -> None:
@@ -138,9 +140,9 @@ def test_a_difference_of_nothing_has_one_way_of_writing() -> None:
 
 
 def test_figures_a_paper_reports_of_another_kind_of_target_are_not_shown(result: dict[str, Any]) -> None:
-    assert "0.9947" in latex_table(result, "c", "l") and "The paper's figures" in caption(result)
+    assert "0.9947" in latex_table(result, "c", "l") and "The paper's values" in caption(result)
     survival = result | {"kind": "survival", "shown": ["c_index"]}
-    assert "0.9947" not in latex_table(survival, "c", "l") and "The paper's figures" not in caption(survival)
+    assert "0.9947" not in latex_table(survival, "c", "l") and "The paper's values" not in caption(survival)
 
 
 def test_latex_of_odd_names_stays_balanced(result: dict[str, Any]) -> None:
@@ -171,7 +173,7 @@ def test_the_figure_has_every_row_with_its_interval(planned: Planned, result: di
     ]
     drawn = [list(line.get_xdata()) for line in axes[0].lines if len(line.get_xdata()) == 2]
     for row in result["rows"]:
-        figure = row["figures"]["accuracy"]
+        figure = row["metrics"]["accuracy"]
         assert [figure["low"], figure["high"]] in drawn
     pixels = imread(out_of(planned) / "table.png")
     assert min(pixels.shape[:2]) > 200 and pixels[..., :3].std() > 0.02
@@ -183,23 +185,23 @@ def test_everything_is_written_and_nothing_left_aside(planned: Planned, result: 
     assert sorted(file.name for file in out.iterdir()) == [
         *("metrics.json", "runs", "table.csv", "table.md", "table.png", "table.tex", "table.yaml")
     ]
-    again = plan_table(planned.asked.model_validate(yaml.safe_load((out / "table.yaml").read_text())), out)
-    assert again.missing == {} and len(again.grid.cells) == 4
+    again = plan_table(planned.requested.model_validate(yaml.safe_load((out / "table.yaml").read_text())), out)
+    assert again.missing == {} and len(again.cells) == 4
 
 
 def test_missing_runs_are_counted_named_and_leave_the_rest(own: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the command ends with 1."""
-    gone = own.grid.cells[-1].step.place
+    gone = own.cells[-1].step.uri
     RunFolder(gone).model_file("finetune").unlink()
     asked: list[str] = []
 
-    def fails(steps: list[Any], room: Room) -> dict[str, str]:
-        asked.extend(step.place for step in steps)
+    def fails(steps: list[Any], room: Resources) -> dict[str, str]:
+        asked.extend(step.uri for step in steps)
         return {gone: "OutOfMemoryError: too large"}
 
-    monkeypatch.setattr("gimp_ray.experiments.make.run_steps", fails)
+    monkeypatch.setattr("gimp_ray.experiments.table.run_steps", fails)
     mine = out_of(own) / "mine.yaml"
-    mine.write_text(yaml.safe_dump(own.asked.model_dump()))
+    mine.write_text(yaml.safe_dump(own.requested.model_dump()))
     told = ran(str(mine), "--out", own.out)
     assert asked == [gone] and told.exit_code == 1
     assert "missing: 50 % & [a_b] $x$, fold 0, seed 1: OutOfMemoryError: too large" in told.output
@@ -213,20 +215,20 @@ def test_missing_runs_are_counted_named_and_leave_the_rest(own: Planned, monkeyp
 def test_a_table_without_any_run_is_still_written(
     store_path: Path, tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gimp_ray.experiments.make.run_steps", lambda steps, room: {})
-    found = make_table(plan_table(table_of(store_path, *ROWS), tmp_path / "out"), Room())
-    assert len(found["missing"]) == 2 and all(row["figures"] == {} for row in found["rows"])
+    monkeypatch.setattr("gimp_ray.experiments.table.run_steps", lambda steps, room: {})
+    found = make_table(plan_table(table_of(store_path, *ROWS), tmp_path / "out"), Resources())
+    assert len(found["missing"]) == 2 and all(row["metrics"] == {} for row in found["rows"])
     assert_latex((tmp_path / "out" / "table.tex").read_text())
 
 
 def test_transductive_rows_are_flagged_in_every_caption(store_path: Path, tmp_path: Path, undrawn: None) -> None:
     rows = [ROWS[0], {"name": "sees all", "config": {"split.transductive": True}}]
     table = table_of(store_path, *rows)
-    cells = plan_table(table, tmp_path / "out").grid.cells
+    cells = plan_table(table, tmp_path / "out").cells
     store = CohortStore.open(store_path)
     for number, cell in enumerate(cells):
         finished(cell, store, number)
-    make_table(plan_table(table, tmp_path / "out"), Room())
+    make_table(plan_table(table, tmp_path / "out"), Resources())
     for name in ("table.md", "table.tex"):
         assert "TRANSDUCTIVE" in (tmp_path / "out" / name).read_text()
         assert "not their labels) in sees all;" in (tmp_path / "out" / name).read_text()
@@ -237,16 +239,16 @@ def test_a_row_is_followed_by_what_it_says_without_a_modality(store_path: Path, 
     rows = [{"name": "a", "group": "x", "config": {"evaluate.missing": ["images", "genes"]}}, {"name": "b"}]
     table = table_of(store_path, *rows)
     store = CohortStore.open(store_path)
-    for number, cell in enumerate(plan_table(table, tmp_path / "out").grid.cells):
+    for number, cell in enumerate(plan_table(table, tmp_path / "out").cells):
         finished(cell, store, number)
-    found = make_table(plan_table(table, tmp_path / "out"), Room())
-    assert [(row["name"], row["group"], row["reference"]) for row in found["rows"]] == [
+    found = make_table(plan_table(table, tmp_path / "out"), Resources())
+    assert [(row["name"], row["group"], row["baseline"]) for row in found["rows"]] == [
         ("a", "x", False),
         ("a, images missing", "x", False),
         ("a, genes missing", "x", False),
         ("b", "", False),
-        (GENES_ALONE, "Reference rows", True),
-        (MEAN_POOL_MLP, "Reference rows", True),
+        (GENES_ALONE, "Baselines", True),
+        (MEAN_POOL_MLP, "Baselines", True),
     ]
     # asked for later, it is evaluated again
     asked = build_table(table.model_dump() | {"base": table.base | {"evaluate.missing": ["genes"]}})
@@ -254,12 +256,12 @@ def test_a_row_is_followed_by_what_it_says_without_a_modality(store_path: Path, 
 
 
 def test_maps_are_drawn_of_the_rows_that_have_cls_pat(own: Planned) -> None:
-    run = RunFolder(own.grid.cells[0].step.place)
+    run = RunFolder(own.cells[0].step.uri)
     predictions = pq.read_table(run.evaluation / "predictions.parquet")
     flat = pa.array(np.random.default_rng(0).normal(size=predictions.num_rows * 4).astype(np.float32))
     embedded = predictions.append_column("cls_pat", pa.FixedSizeListArray.from_arrays(flat, 4))
     pq.write_table(embedded, run.evaluation / "embeddings.parquet")
-    make_table(own, Room())
+    make_table(own, Resources())
     assert imread(out_of(own) / "tsne.png")[..., :3].std() > 0.01
     assert "](tsne.png)" in (out_of(own) / "table.md").read_text()
     assert not (out_of(own) / "tsne_pretrain.png").exists()
@@ -297,6 +299,6 @@ def test_the_command_line_s_keys_reach_every_row_but_not_over_its_own(store_path
 
 def test_a_complete_table_ends_with_0_and_runs_nothing(own: Planned, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
-    mine.write_text(yaml.safe_dump(own.asked.model_dump()))
+    mine.write_text(yaml.safe_dump(own.requested.model_dump()))
     told = ran(str(mine), "--out", own.out)
     assert told.exit_code == 0 and "0 of 4 runs to do" in told.output

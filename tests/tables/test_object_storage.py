@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from gimp_ray.errors import ConfigError
-from gimp_ray.experiments.grid import Room
-from gimp_ray.experiments.make import make_table, plan_table
+from gimp_ray.experiments.grid import Resources
+from gimp_ray.experiments.table import make_table, plan_table
 from gimp_ray.io import places
 from gimp_ray.runs.folder import RunFolder
 from tests.object_storage.fixtures import bucket, s3_env, s3_proxy, s3_server
@@ -25,22 +25,22 @@ def test_a_table_in_object_storage_is_found_again_and_written_there(
     def another_machine() -> None:
         monkeypatch.setenv("GIMP_RAY_CACHE", str(tmp_path / f"cache-{time.monotonic_ns()}"))
 
-    monkeypatch.setattr("gimp_ray.experiments.make.save_figure", lambda figure, file: file)
+    monkeypatch.setattr("gimp_ray.experiments.table.save_figure", lambda figure, file: file)
     table, out = table_of(store_path, {"name": "a"}, {"name": "b"}), f"{bucket}/tables/one"
     another_machine()
     planned = plan_table(table, out)
     assert set(planned.missing.values()) == {"not begun"}
-    for number, cell in enumerate(planned.grid.cells):
-        assert cell.step.place.startswith(f"{out}/runs/")
+    for number, cell in enumerate(planned.cells):
+        assert cell.step.uri.startswith(f"{out}/runs/")
         finished(cell, planned.store, number)
-        run = RunFolder(cell.step.place)
+        run = RunFolder(cell.step.uri)
         run.push()
         run.push_stage("finetune")
 
     another_machine()
     again = plan_table(table, out)
     assert again.missing == {}
-    found = make_table(again, Room())
+    found = make_table(again, Resources())
     assert [row["runs"] for row in found["rows"]] == [1, 1, 1, 1]
     filesystem, root = places.resolve(out)
     assert b"A & B" in places.read_bytes(filesystem, f"{root}/table.md")

@@ -11,7 +11,7 @@ import yaml
 
 from gimp_ray.config_files import flatten, load_config
 from gimp_ray.errors import ConfigError
-from gimp_ray.experiments.cells import plan_grid
+from gimp_ray.experiments.runs import plan_cells
 from gimp_ray.experiments.spec import build_table, chosen_rows, load_table, presets
 from gimp_ray.recipes import RECIPES
 from gimp_ray.store import CohortStore
@@ -27,7 +27,7 @@ ROWS: list[dict[str, Any]] = [{"name": "GiMP"}, {"name": "short", "config": {"wi
         ({"rows": []}, "rows"),
         ({"rows": [{"name": "A b"}, {"name": "a-B"}]}, "folder 'a-b'"),
         ({"rows": [{"name": "!?"}]}, "neither a letter nor a digit"),
-        ({"rows": [{"name": "a", "paper": {"acuracy": 0.9}}]}, "'acuracy' is no figure"),
+        ({"rows": [{"name": "a", "paper": {"acuracy": 0.9}}]}, "'acuracy' is no metric"),
         ({"rows": [{"name": "a", "after": "b"}]}, "comes? after|to come after 'b'"),
         ({"rows": [{"name": "a"}, {"name": "b", "after": "a"}, {"name": "c", "after": "b"}]}, "itself comes after"),
         ({"tsne": ["GIMP"]}, "tsne names 'GIMP'"),
@@ -80,7 +80,7 @@ def test_the_example_of_the_page_is_a_table(store_path: Path, tmp_path: Path) ->
     (example,) = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
     table = build_table(yaml.safe_load(example))
     table = build_table(table.model_dump() | {"base": table.base | {"store": str(store_path)}})
-    cells = plan_grid(table, CohortStore.open(store_path), str(tmp_path)).cells
+    cells = plan_cells(table, CohortStore.open(store_path), str(tmp_path))
     assert len(cells) == 4 * 5 * 3
     # in its task's process, unless the table says otherwise
     assert {cell.step.config.train.workers for cell in cells} == {0}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
@@ -10,8 +11,7 @@ from gimp_ray.errors import InputError
 from gimp_ray.evaluation import bootstrap_intervals, paired_difference
 from gimp_ray.evaluation.label_intervals import label_intervals
 from gimp_ray.evaluation.survival_intervals import survival_intervals
-from gimp_ray.experiments.pooled import RunScores, draw_patients, pooled_difference, pooled_intervals
-from gimp_ray.experiments.scores import score
+from gimp_ray.experiments.results import RunScores, draw_of, pooled_difference, pooled_intervals, score
 from tests.tables.made import CLASSES, made_up
 
 NAMES = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
@@ -26,12 +26,18 @@ def table(p_NC: np.ndarray, cases: list[str] = CASES, labels: np.ndarray = LABEL
     return pa.table({"case_id": cases, "label": [CLASSES[label] for label in labels], **columns})
 
 
+def weights(draw: pd.DataFrame, patients: list[str]) -> np.ndarray:
+    return draw.loc[patients].to_numpy().T
+
+
 def runs_of(tables: dict[tuple[int, int], pa.Table], patients: dict[str, str], resamples: int = 200) -> list[RunScores]:
-    draw = draw_patients(list(patients.values()), resamples, 0)
+    draw = draw_of(list(patients.values()), resamples, 0)
     runs = []
     for (fold, seed), one in tables.items():
         cases = one["case_id"].to_pylist()
-        runs.append(RunScores(fold, seed, tuple(cases), *score("class", one, draw.of([patients[c] for c in cases]))))
+        runs.append(
+            RunScores(fold, seed, tuple(cases), *score("class", one, weights(draw, [patients[c] for c in cases])))
+        )
     return runs
 
 
@@ -105,9 +111,9 @@ def test_a_figure_that_one_run_lacks_has_a_reason_instead_of_a_mean_of_the_other
 def test_survival_and_labels_have_the_figures_of_their_evaluation() -> None:
     rng = np.random.default_rng(0)
     time, event, risk = rng.uniform(1, 60, 24), rng.uniform(size=24) < 0.6, rng.normal(size=24)
-    draw = draw_patients(PATIENTS, 200, 0)
+    draw = draw_of(PATIENTS, 200, 0)
     follow_up = pa.table({"time": time, "event": event, "risk": risk})
-    found = pooled_intervals([RunScores(0, 0, tuple(CASES), *score("survival", follow_up, draw.of(PATIENTS)))])
+    found = pooled_intervals([RunScores(0, 0, tuple(CASES), *score("survival", follow_up, weights(draw, PATIENTS)))])
     expected = survival_intervals(PATIENTS, time, event, risk, 200, 0)["c_index"]
     assert found["c_index"] == pytest.approx(expected | {"sd": None})
 
@@ -115,7 +121,9 @@ def test_survival_and_labels_have_the_figures_of_their_evaluation() -> None:
     p_NP = rng.uniform(size=(24, 2))
     columns = {f"prob_{name}": p_NP[:, place] for place, name in enumerate(("TP53", "KRAS"))}
     columns |= {f"true_{name}": pa.array(truth[:, p], mask=~known[:, p]) for p, name in enumerate(("TP53", "KRAS"))}
-    found = pooled_intervals([RunScores(0, 0, tuple(CASES), *score("labels", pa.table(columns), draw.of(PATIENTS)))])
+    found = pooled_intervals(
+        [RunScores(0, 0, tuple(CASES), *score("labels", pa.table(columns), weights(draw, PATIENTS)))]
+    )
     labels = label_intervals(PATIENTS, truth, known, p_NP, ("TP53", "KRAS"), 200, 0)
     for name in ("auroc", "average_precision"):
         assert found[name] == pytest.approx(labels[name] | {"sd": None})

@@ -8,13 +8,20 @@ import pytest
 
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError, GimpError, InputError
-from gimp_ray.experiments.cells import Step
-from gimp_ray.experiments.grid import Room, _failure, check_room, fitted_config, fitted_room
-from gimp_ray.experiments.schedule import Failure, run_in_order
+from gimp_ray.experiments.grid import (
+    Failure,
+    Resources,
+    check_resources,
+    failure_of,
+    fitted_config,
+    fitted_resources,
+    run_in_order,
+)
+from gimp_ray.experiments.runs import Step
 
 
-def step(name: str, *needs: str) -> Step:
-    return Step(name, "run", load_config(None, {"run": f"/{name}"}), tuple(f"/{one}" for one in needs))
+def step(name: str, *needs: Step) -> Step:
+    return Step(name, "run", load_config(None, {"run": f"/{name}"}), needs)
 
 
 class Runner:
@@ -43,7 +50,9 @@ CRASH, REFUSAL = Failure("gone", again=True), Failure("no such file", again=Fals
 
 def test_what_is_needed_comes_first_and_what_is_not_listed_is_done() -> None:
     runner = Runner()
-    assert runner.run([step("b", "a", "elsewhere"), step("c", "b"), step("a")]) == {}
+    a = step("a")
+    b = step("b", a, step("elsewhere"))
+    assert runner.run([b, step("c", b), a]) == {}
     assert runner.started == ["a", "b", "c"]
 
 
@@ -65,7 +74,9 @@ def test_a_failed_run_is_tried_once_more(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_refusal_is_not_tried_again_and_ends_what_needs_it() -> None:
     runner = Runner({"genes": [REFUSAL]})
-    failed = runner.run([step("genes"), step("cell", "genes"), step("after", "cell"), step("other")])
+    genes = step("genes")
+    cell = step("cell", genes)
+    failed = runner.run([genes, cell, step("after", cell), step("other")])
     assert runner.started == ["genes", "other"]
     assert failed["/cell"] == "it needs genes, which failed: no such file"
     assert failed["/after"].startswith("it needs cell, which failed: it needs genes")
@@ -73,15 +84,15 @@ def test_a_refusal_is_not_tried_again_and_ends_what_needs_it() -> None:
 
 def test_refusals_and_other_failures_are_told_apart() -> None:
     refusal = InputError("no such file", file=Path("x"), found="nothing")
-    assert _failure(refusal) == Failure("no such file (found: nothing)", again=False)
-    assert _failure(GimpError("a worker ran out of memory")).again
-    assert _failure(ValueError("first\nsecond")) == Failure("ValueError: first second", again=True)
+    assert failure_of(refusal) == Failure("no such file (found: nothing)", again=False)
+    assert failure_of(GimpError("a worker ran out of memory")).again
+    assert failure_of(ValueError("first\nsecond")) == Failure("ValueError: first second", again=True)
 
 
-@pytest.mark.parametrize("room", [Room(concurrent=0), Room(cpus=0), Room(gpus=-1), Room(gpus=1.5)])
-def test_an_impossible_room_is_refused(room: Room) -> None:
+@pytest.mark.parametrize("room", [Resources(concurrent=0), Resources(cpus=0), Resources(gpus=-1), Resources(gpus=1.5)])
+def test_an_impossible_room_is_refused(room: Resources) -> None:
     with pytest.raises(ConfigError, match="--"):
-        check_room(room)
+        check_resources(room)
 
 
 def test_a_run_takes_a_gpu_where_there_is_one_and_waits_for_none_that_never_comes(
@@ -90,23 +101,26 @@ def test_a_run_takes_a_gpu_where_there_is_one_and_waits_for_none_that_never_come
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     config = load_config(None, {})
     there = {"CPU": 4.0, "GPU": 1.0}
-    assert fitted_room(Room(), config, there).gpus == 1 and fitted_room(Room(), config, {"CPU": 4.0}).gpus == 0
-    assert fitted_room(Room(gpus=0.25), config, there).gpus == 0.25
-    assert fitted_room(Room(), load_config(None, {"train.use_gpu": False}), there).gpus == 0
-    for room, says in ((Room(cpus=8), "--cpus_per_run 8"), (Room(gpus=2), "--gpus_per_run 2")):
+    assert (
+        fitted_resources(Resources(), config, there).gpus == 1
+        and fitted_resources(Resources(), config, {"CPU": 4.0}).gpus == 0
+    )
+    assert fitted_resources(Resources(gpus=0.25), config, there).gpus == 0.25
+    assert fitted_resources(Resources(), load_config(None, {"train.use_gpu": False}), there).gpus == 0
+    for room, says in ((Resources(cpus=8), "--cpus_per_run 8"), (Resources(gpus=2), "--gpus_per_run 2")):
         with pytest.raises(ConfigError, match=says):
-            fitted_room(room, config, there)
+            fitted_resources(room, config, there)
     # nodes with more may come
-    assert fitted_room(Room(cpus=8), load_config(None, {"cluster.address": "head:6379"}), there).cpus == 8
+    assert fitted_resources(Resources(cpus=8), load_config(None, {"cluster.address": "head:6379"}), there).cpus == 8
 
 
 def test_a_run_uses_the_threads_and_gpus_of_its_task() -> None:
     alone = load_config(None, {"train.workers": 0})
-    fitted = fitted_config(alone, Room(cpus=2, gpus=0)).train
+    fitted = fitted_config(alone, Resources(cpus=2, gpus=0)).train
     assert (fitted.threads, fitted.use_gpu) == (2, False)
-    assert fitted_config(alone, Room(cpus=0.5, gpus=0.25)).train.use_gpu is None
+    assert fitted_config(alone, Resources(cpus=0.5, gpus=0.25)).train.use_gpu is None
     told = load_config(None, {"train.workers": 0, "train.threads": 3})
-    assert fitted_config(told, Room(cpus=1, gpus=1)).train.threads == 3
+    assert fitted_config(told, Resources(cpus=1, gpus=1)).train.threads == 3
     # workers have their own
-    beside = fitted_config(load_config(None, {"train.workers": 2}), Room(cpus=2, gpus=0)).train
+    beside = fitted_config(load_config(None, {"train.workers": 2}), Resources(cpus=2, gpus=0)).train
     assert (beside.threads, beside.use_gpu) == (0, None)

@@ -15,10 +15,9 @@ import h5py
 from _store_files import Scale, bag, write_cases, write_h5
 from _store_timing import alternate, forget_pages, ratios, spread
 
-from gimp_ray.ingest.convert import chunk_rows, stored_chunks
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.ingest.read_back import WrittenBytes
-from gimp_ray.ingest.readers import inspect_patches
+from gimp_ray.ingest.patches import inspect_patches
+from gimp_ray.ingest.patches.write import WrittenBytes, chunk_rows, stored_chunks
 from gimp_ray.ingest.work import WorkPool
 from gimp_ray.store.dtypes import encode
 from gimp_ray.store.parts import PartWriter, SlideHash

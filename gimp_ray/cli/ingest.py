@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from gimp_ray.errors import ConfigError
     help="Case table: CSV, TSV, CLAM's, cBioPortal's, GDC's; given again, tables are joined by case.",
 )
 @click.option(
-    "--sample-sheet", type=click.Path(path_type=Path), help="Which gene file or sample is whose: GDC's sample sheet."
+    "--sample-sheet",
+    type=click.Path(path_type=Path),
+    help="Which gene file or sample belongs to which case: GDC's sample sheet.",
 )
 @click.option("--out", help="The store to make or to add to: a path, or a URI such as s3://bucket/store.")
 @click.option(
@@ -40,15 +43,15 @@ from gimp_ray.errors import ConfigError
     type=click.Path(path_type=Path),
     help="Split table (case_id, part, fold, scheme), or CLAM's split files.",
 )
-@click.option("--strict", is_flag=True, default=None, help="Whatever would be left out is an error.")
-@click.option("--dry-run", is_flag=True, help="Look at everything, show the plan, write nothing.")
+@click.option("--strict", is_flag=True, default=None, help="Refuse where anything would be left out.")
+@click.option("--dry-run", is_flag=True, help="Inspect everything, show the plan, write nothing.")
 @click.option("--ray", help="Spread the work over the Ray cluster at this address; `auto`, or `local` to start one.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with these options.")
 @click.pass_context
 def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | None, **given: Any) -> None:
     """Make a cohort store of patch embeddings, gene files and case tables, or add to one what is new in them.
 
-    Every case, slide and file is accounted for, as kept or as left out with its reason. Any further option of
+    The report lists every case, slide and file, kept or left out with its reason. Every further option of
     docs/store.md can be given by its name: --gene-unit FPKM, --slides DX1, --split-schemes '[kfold, site]', ...
 
     \b
@@ -58,8 +61,7 @@ def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | No
         --cases clinical.tsv --label-column project_id --slides DX1 --out s3://bucket/store
     """
     from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort, plan_ingest
-    from gimp_ray.ingest.ingest_job import on_ray
-    from gimp_ray.ingest.work import WorkPool
+    from gimp_ray.ingest.work import RayWork, WorkPool
 
     tree = (
         (read_yaml(config) if config else {})
@@ -82,7 +84,7 @@ def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | No
         out=places["out"],  # type: ignore[arg-type]
         options=options,
         on_plan=lambda plan: click.echo(f"{plan}\n"),
-        make_work=on_ray(ray) if ray else WorkPool,
+        make_work=functools.partial(RayWork, ray) if ray else WorkPool,
         **paths,  # type: ignore[arg-type]
     )
     click.echo(str(report))

@@ -1,14 +1,12 @@
 """`ingest_cohort`: files of other tools in, a store out, whole or not at all; `plan_ingest` says what it would do.
 
-The order: read the tables and match them; look at every patch file; refuse what contradicts itself; write aside;
+The order: read the tables and match them; inspect every patch file; refuse contradictions; write to a hidden folder;
 verify; manifest last. Whatever fails on the way, Ctrl-C included, leaves no store, or the store as it was. Where `out`
-is a store, new slides and cases are added to it and nothing else is written again. Left out: matching (`prepare.py`),
-how a store appears (`publishing.py`), what is known of it before (`existing.py`).
+is a store, new slides and cases are added to it and nothing else is written again.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import os
@@ -19,14 +17,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest import existing as existing_store
-from gimp_ray.ingest import patch_ingest
-from gimp_ray.ingest.existing import Existing
-from gimp_ray.ingest.ingest_options import IngestOptions
+from gimp_ray.ingest.add import Existing, open_existing, stored_folds
+from gimp_ray.ingest.options import IngestOptions
+from gimp_ray.ingest.patches import slides as patch_slides
+from gimp_ray.ingest.patches.write import part_tasks, write_part
 from gimp_ray.ingest.prepare import Prepared, Sources, prepare
-from gimp_ray.ingest.progress import Progress
 from gimp_ray.ingest.report import IngestPlan, IngestReport, kept_of
-from gimp_ray.ingest.work import Work, WorkPool
+from gimp_ray.ingest.work import Progress, Work, WorkPool
 from gimp_ray.io import places
 from gimp_ray.store import publishing, tables
 from gimp_ray.store.check import check_store
@@ -52,7 +49,7 @@ def plan_ingest(
     sample_sheet: Path | None = None,
     options: IngestOptions | None = None,
 ) -> IngestPlan:
-    """What `ingest_cohort` would do with these arguments: everything is looked at, nothing is written.
+    """What `ingest_cohort` would do with these arguments: everything is inspected, nothing is written.
 
     Raises:
         InputError: as `ingest_cohort`, apart from what only reading all of a patch file can show.
@@ -84,14 +81,14 @@ def ingest_cohort(
 
     Args:
         patches: folder of patch features (CLAM, TRIDENT, STAMP, TANGLE, npy, npz, Parquet, zarr); None for genes alone.
-        genes: gene files or folders of them, one or several (`gene_source.read_expression`); None for patches alone.
+        genes: gene files or folders of them, one or several (`genes.read_expression`); None for patches alone.
         cases: case table, or several that are joined by case (`readers/case_table.py`).
         out: the store to make or to add to, a local path or a URI such as `s3://bucket/store`.
         splits: split table, or folder of CLAM's split files, to import beside the schemes that are made.
         sample_sheet: which gene file or sample is whose: GDC's sample sheet, or a table of one's own.
         options: see `IngestOptions`.
         on_plan: called with the plan before anything is written.
-        make_work: what spreads the work: processes here, or a cluster (`gimp_ray.ingest.ingest_job`).
+        make_work: what spreads the work: processes here (`WorkPool`), or a cluster (`RayWork`).
 
     Returns:
         What was kept and what was left out; also written to `out/ingest_report.json`.
@@ -118,7 +115,12 @@ def ingest_cohort(
 
 
 def _sources(patches: Path | None, genes: Files, cases: Files, splits: Path | None, sheet: Path | None) -> Sources:
-    return Sources(_path(patches), _paths(genes), _paths(cases), _path(splits), _path(sheet))
+    def paths(given: Files) -> tuple[Path, ...]:
+        several = () if given is None else (given,) if isinstance(given, str | os.PathLike) else given
+        return tuple(Path(path) for path in several)
+
+    one = [None if path is None else Path(path) for path in (patches, splits, sheet)]
+    return Sources(one[0], paths(genes), paths(cases), one[1], one[2])
 
 
 def _refuse_source(sources: Sources, error: Exception) -> None:
@@ -130,18 +132,9 @@ def _refuse_source(sources: Sources, error: Exception) -> None:
         raise InputError("a source cannot be read", file=name, found=found, fix=fix) from error
 
 
-def _path(path: Path | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def _paths(paths: Files) -> tuple[Path, ...]:
-    several = () if paths is None else (paths,) if isinstance(paths, str | os.PathLike) else paths
-    return tuple(Path(path) for path in several)
-
-
 def _before(place: str, after_a_kill: bool) -> Existing | None:
     if publishing.exists(place):
-        return existing_store.open_existing(place)
+        return open_existing(place)
     publishing.refuse_other(place, after_a_kill)
     return None
 
@@ -150,7 +143,8 @@ def _publish(prepared: Prepared, place: str, options: IngestOptions, work: Work,
     """Write what is new, check it and publish the manifest."""
     before = prepared.existing
     if before is not None and not prepared.is_new:
-        return _nothing_new(prepared, before.store.manifest, place, options)
+        prepared.notes.append("nothing is new: the store is as it was")
+        return _report(prepared, before.store.manifest, before.store.table("splits"), place, options)
     if before is None:
         publication = publishing.new_store(place)
     else:
@@ -158,17 +152,13 @@ def _publish(prepared: Prepared, place: str, options: IngestOptions, work: Work,
         publication = publishing.addition(place, before.store.manifest, in_use)
     with publication as folder:
         report, manifest = _write(prepared, folder, place, options, work, bar)
-        _finish(folder, manifest, report)
+        filesystem, root = places.resolve(folder)
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
+        name = REPORT_FILE if manifest.revision == 1 else f"ingest_report.r{manifest.revision}.json"
+        places.write_bytes(filesystem, f"{root}/{name}", text.encode())
+        check_store(folder, manifest=manifest).raise_if_bad()
+        places.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
     return report
-
-
-def _finish(folder: str, manifest: Manifest, report: IngestReport) -> None:
-    filesystem, root = places.resolve(folder)
-    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
-    name = REPORT_FILE if manifest.revision == 1 else f"ingest_report.r{manifest.revision}.json"
-    places.write_bytes(filesystem, f"{root}/{name}", text.encode())
-    check_store(folder, manifest=manifest).raise_if_bad()
-    places.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
 
 
 def _write(
@@ -182,15 +172,16 @@ def _write(
     slides = None
     if prepared.has_slides:
         names = "patches/part-{:05d}.parquet" if revision == 1 else f"patches/part-r{revision}-{{:05d}}.parquet"
-        written = patch_ingest.write_parts(
-            roll, prepared.to_write, folder, names, compression=options.compression, dtype=options.dtype, work=work,
-            bar=bar,
-        )  # fmt: skip
+        wanted = [source for slide_id, source in sorted(prepared.to_write.items()) if slide_id in roll.slides]
+        bar.start("writing patches", sum(source.n_patches for source in wanted))
+        written = work.map(write_part, part_tasks(wanted, folder, names, options.compression, options.dtype))
+        for slide_id, error in sorted((pair for part in written for pair in part.faults.items()), key=lambda p: p[0]):
+            roll.leave_out_slide(slide_id, error)
         roll.refuse(options.strict)
         stored = None if before is None else before.store.slides
-        slides = patch_ingest.slides_table(prepared.to_write, written, roll.slides, stored)
+        slides = patch_slides.slides_table(prepared.to_write, written, roll.slides, stored)
         rows = [roll.slide_row[slide_id] for slide_id in slides["slide_id"].to_pylist()]
-        prepared.notes += patch_ingest.notes(list(prepared.to_write.values()))
+        prepared.notes += patch_slides.notes(list(prepared.to_write.values()))
         writer.write("slides", tables.with_extra(slides, extra.select(varying), rows))
     elif varying:
         prepared.notes.append(
@@ -218,7 +209,7 @@ def _splits(prepared: Prepared, cases: pa.Table, options: IngestOptions) -> pa.T
     found, notes = list(brought), list[str]()
     if prepared.existing is not None:
         names = {name for table in brought for name in schemes_of(table)}
-        stored, notes = existing_store.stored_folds(names, prepared.existing, cases, options.split_seed)
+        stored, notes = stored_folds(names, prepared.existing, cases, options.split_seed)
         found.append(stored)
     known = {name for table in found for name in schemes_of(table)}
     columns = {
@@ -246,7 +237,7 @@ def _manifest(
     known = [] if slides is None else slides["has_coords"].to_pylist()
     dim = prepared.dim
     encoder, magnification, patch_size, overlap = (
-        None if slides is None else patch_ingest.common(slides, name)
+        None if slides is None else patch_slides.common(slides, name)
         for name in ("encoder", "magnification", "patch_size", "overlap")
     )
     contents = {name: value for name, value in writer.contents.items() if name != "sources"}
@@ -299,13 +290,6 @@ def _report(
         split_schemes=schemes_of(splits),
         left_out=tuple(roll.left_out),
         notes=tuple(prepared.notes),
-        options=dataclasses.asdict(options),
+        options=options.model_dump(),
         kept=kept_of(roll, prepared.files_read, prepared.matrix),
     )
-
-
-def _nothing_new(prepared: Prepared, manifest: Manifest, place: str, options: IngestOptions) -> IngestReport:
-    """The report of an ingest that finds everything stored already; the store is not touched."""
-    assert prepared.existing is not None
-    prepared.notes.append("nothing is new: the store is as it was")
-    return _report(prepared, manifest, prepared.existing.store.table("splits"), place, options)

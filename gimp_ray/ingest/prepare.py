@@ -1,32 +1,29 @@
-"""From sources to what an ingest will write: read the tables, match them, look at every patch file, take stock.
-
-Nothing is written here. Left out: each format's reader (`readers/`), and what a store holds already (`existing.py`).
-"""
+"""From sources to what an ingest will write: read the tables, match them, inspect every patch file. Writes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.ingest import existing as existing_store
+from gimp_ray.ingest import add
 from gimp_ray.ingest import genes as gene_join
-from gimp_ray.ingest import patch_ingest
-from gimp_ray.ingest.discover import PatchFiles, find_patch_files
-from gimp_ray.ingest.existing import Existing
+from gimp_ray.ingest.add import Existing
 from gimp_ray.ingest.gene_units import UNKNOWN, canonical
 from gimp_ray.ingest.genes import GeneMatrix, read_expression
-from gimp_ray.ingest.ingest_options import IngestOptions
-from gimp_ray.ingest.progress import Progress
-from gimp_ray.ingest.readers import PatchSource
+from gimp_ray.ingest.options import IngestOptions
+from gimp_ray.ingest.patches import PatchSource
+from gimp_ray.ingest.patches import slides as patch_slides
+from gimp_ray.ingest.patches.find import PatchFiles, find_patch_files
+from gimp_ray.ingest.patches.write import inspect, inspect_tasks
 from gimp_ray.ingest.readers.case_table import CaseTable, read_cases
-from gimp_ray.ingest.readers.split_table import read_splits
 from gimp_ray.ingest.report import Coverage, IngestPlan
 from gimp_ray.ingest.roll import LeftOut, Roll
-from gimp_ray.ingest.work import Work
+from gimp_ray.ingest.splits import read_splits
+from gimp_ray.ingest.work import Progress, Work
 from gimp_ray.store.sources import signature
 from gimp_ray.store.splits import PATIENT_COLUMN, rows_of
 
@@ -44,13 +41,13 @@ class Sources:
 
 @dataclass
 class Prepared:
-    """The sources as read, matched and looked at; `notes` and the roll grow as the ingest goes on.
+    """The sources as read, matched and inspected; `notes` and the roll grow as the ingest goes on.
 
     Attributes:
         table: the case table, with rows for what the store holds already.
         to_write: the slides to write, sorted.
         files_read: slide -> its patch file, of the slides to write and of those found unchanged.
-        splits: rows of splits.parquet that the user brought; None where there are none.
+        splits: rows of splits.parquet from the user's split files; None without any.
         tables_read: file of every other source -> its kind, and its SHA-256 where it is known already.
         is_new: whether there is anything to write.
     """
@@ -84,7 +81,7 @@ class Prepared:
 def prepare(
     sources: Sources, existing: Existing | None, place: str, options: IngestOptions, work: Work, bar: Progress
 ) -> Prepared:
-    """Read, match and look at everything.
+    """Read, match and inspect everything.
 
     Raises:
         InputError: contradicting or unusable sources; anything to be left out when strict.
@@ -98,7 +95,7 @@ def prepare(
     given_cases = {case_id for case_id in table.case_ids if case_id is not None}
     files = None if sources.patches is None else find_patch_files(sources.patches, options.encoder)
     if existing is not None:
-        table = existing_store.with_stored_rows(table, existing, () if files is None else files.by_slide)
+        table = add.with_stored_rows(table, existing, () if files is None else files.by_slide)
     has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
     roll = Roll(table, with_slides=has_slides, stems=() if files is None else files.by_slide)
     table, splits = roll.table, None
@@ -154,19 +151,28 @@ def _patches(
     if rule != "largest":
         roll.apply_slide_rule(rule)
     if files is not None:
-        full = files if existing is None else existing_store.with_stored_files(files, existing)
-        patch_ingest.join_files(roll, full)
+        full = files if existing is None else add.with_stored_files(files, existing)
+        patch_slides.join_files(roll, full)
         changed, unchanged = _changed(files, existing, roll)
         names = sorted((set(files.by_slide) & set(roll.slides)) - unchanged)
-        looked = patch_ingest.look_at(files.by_slide, names, work, bar)
+        bar.start("inspecting slides", len(names))
+        parts = work.map(inspect, inspect_tasks(files.by_slide, names))
+        looked = dict(zip(names, itertools.chain.from_iterable(parts), strict=True))
         if existing is not None:
             unchanged |= _compare({s: looked.pop(s) for s in sorted(changed)}, existing, roll, work, bar)
-        to_write = _usable(looked, roll)
+        for slide_id, source in looked.items():
+            if not isinstance(source, PatchSource):
+                roll.leave_out_slide(slide_id, source)
+        to_write = {s: source for s, source in looked.items() if isinstance(source, PatchSource) and s in roll.slides}
     if rule == "largest":
-        roll.apply_slide_rule(rule, _sizes(to_write, existing))
+        sizes = {slide_id: source.n_patches for slide_id, source in to_write.items()}
+        if existing is not None:
+            slides = existing.store.slides
+            sizes |= dict(zip(slides["slide_id"].to_pylist(), slides["n_patches"].to_pylist(), strict=True))
+        roll.apply_slide_rule(rule, sizes)
         to_write = {slide_id: source for slide_id, source in to_write.items() if slide_id in roll.slides}
     stored, dim = (None, None) if existing is None else (existing.store.slides, existing.store.dim)
-    patch_ingest.refuse_mixture(list(to_write.values()), stored, dim)
+    patch_slides.refuse_mixture(list(to_write.values()), stored, dim)
     return to_write, unchanged
 
 
@@ -184,7 +190,7 @@ def _same_kind(existing: Existing, options: IngestOptions) -> None:
 
 
 def _patients(table: CaseTable) -> pa.Table | None:
-    """Case and patient, where the case table says who is one patient; its first row of a case decides."""
+    """Case and patient, where the case table has a column of patients; the first row of a case decides."""
     if PATIENT_COLUMN not in table.extra.column_names:
         return None
     patients = table.extra[PATIENT_COLUMN].to_pylist()
@@ -193,15 +199,6 @@ def _patients(table: CaseTable) -> pa.Table | None:
         if case_id is not None:
             of_case.setdefault(case_id, patient)
     return pa.table({"case_id": list(of_case), PATIENT_COLUMN: pa.array(of_case.values())})
-
-
-def _sizes(to_write: Mapping[str, PatchSource], existing: Existing | None) -> dict[str, int]:
-    """Patches of every slide that is stored or will be."""
-    sizes = {slide_id: source.n_patches for slide_id, source in to_write.items()}
-    if existing is not None:
-        slides = existing.store.slides
-        sizes |= dict(zip(slides["slide_id"].to_pylist(), slides["n_patches"].to_pylist(), strict=True))
-    return sizes
 
 
 def _tables_read(sources: Sources, matrix: GeneMatrix | None) -> dict[Path, tuple[str, str | None]]:
@@ -225,9 +222,9 @@ def _genes(
     if existing is None:
         return matrix, unit, notes
     stored_unit = existing.store.manifest.gene_unit
-    matrix, changed = existing_store.with_stored_genes(matrix, existing)
+    matrix, changed = add.with_stored_genes(matrix, existing)
     if stored_unit is not None and unit == UNKNOWN != stored_unit:
-        notes.append(f"the new gene files do not say their unit; the store's, {stored_unit}, was taken")
+        notes.append(f"the new gene files record no unit; the store's, {stored_unit}, was taken")
     elif None not in (unit, stored_unit) and canonical(str(unit)) != canonical(str(stored_unit)):
         raise InputError(
             "the expression has another unit than the store's",
@@ -243,7 +240,7 @@ def _genes(
 
 
 def _changed(files: PatchFiles, existing: Existing | None, roll: Roll) -> tuple[set[str], set[str]]:
-    """Of the stored slides with a file here: those whose file looks otherwise than it did, and the others."""
+    """Of the stored slides with a file here: those whose file's size or dates changed, and the others."""
     changed, unchanged = set[str](), set[str]()
     if existing is not None:
         for slide_id in set(existing.slides) & set(files.by_slide) & set(roll.slides):
@@ -255,15 +252,15 @@ def _changed(files: PatchFiles, existing: Existing | None, roll: Roll) -> tuple[
 def _compare(
     looked: dict[str, PatchSource | InputError], existing: Existing, roll: Roll, work: Work, bar: Progress
 ) -> set[str]:
-    """Hash stored slides whose file looks otherwise; report those that changed, and return those that did not."""
+    """Hash stored slides whose file's size or dates changed; report changed contents, and return the others."""
     rows, column = existing.slides, existing.store.slides["sha256"]
     stored = {slide_id: column[rows[slide_id]].as_py() for slide_id in looked}
     readable = {s: source for s, source in looked.items() if isinstance(source, PatchSource)}
     bar.start("comparing slides", len(readable))
     dtype = existing.store.manifest.dtype
-    tasks = [existing_store.CompareTask(source, dtype, stored[s]) for s, source in readable.items()]
+    tasks = [add.CompareTask(source, dtype, stored[s]) for s, source in readable.items()]
     outcomes: dict[str, bool | InputError] = {s: e for s, e in looked.items() if isinstance(e, InputError)}
-    outcomes |= dict(zip(readable, work.map(existing_store.same_bits, tasks), strict=True))
+    outcomes |= dict(zip(readable, work.map(add.same_bits, tasks), strict=True))
     for slide_id, same in sorted(outcomes.items()):
         if same is True:
             continue
@@ -280,14 +277,6 @@ def _compare(
             )
         )
     return {slide_id for slide_id, same in outcomes.items() if same is True}
-
-
-def _usable(looked: dict[str, PatchSource | InputError], roll: Roll) -> dict[str, PatchSource]:
-    """The slides that can be written; the others are left out."""
-    for slide_id, source in looked.items():
-        if not isinstance(source, PatchSource):
-            roll.leave_out_slide(slide_id, source)
-    return {s: source for s, source in looked.items() if isinstance(source, PatchSource) and s in roll.slides}
 
 
 def _nothing_lost(existing: Existing, roll: Roll) -> None:
@@ -313,16 +302,11 @@ def _new_splits(splits: pa.Table | None, existing: Existing) -> bool:
 
 
 def _coverage(roll: Roll, files: PatchFiles | None, matrix: GeneMatrix | None, existing: Existing | None) -> Coverage:
-    """Which cases of the case table have which modality, before anything is left out for lacking one."""
     have_files = set() if files is None else set(files.by_slide)
     have_files |= set() if existing is None else set(existing.slides)
-    cases = set(roll.case_row)
-    with_patches = {roll.case_of(slide_id) for slide_id in roll.slide_row if slide_id in have_files}
-    with_genes = set() if matrix is None else {case_id for case_id in cases if case_id in matrix.row_of}
-    return Coverage(
-        cases=len(cases),
-        slides=len(roll.slide_row),
-        patches=None if files is None and not have_files else tuple(sorted(with_patches)),
-        genes=None if matrix is None else tuple(sorted(with_genes)),
-        all_cases=tuple(sorted(cases)),
-    )
+    having = {}
+    if files is not None or have_files:
+        having["patches"] = {roll.case_of(slide_id) for slide_id in roll.slide_row if slide_id in have_files}
+    if matrix is not None:
+        having["genes"] = {case_id for case_id in roll.case_row if case_id in matrix.row_of}
+    return Coverage(frozenset(roll.case_row), len(roll.slide_row), having)

@@ -1,4 +1,4 @@
-"""What an ingest will do, and did: every case, slide and source file kept, or left out with its reason.
+"""The plan and the report of an ingest: every case, slide and source file kept, or left out with its reason.
 
 `str(report)` is for a person, `to_json()` is the store's ingest_report.json, which also lists what was kept.
 """
@@ -19,41 +19,34 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Coverage:
-    """Which cases of the case table have which modality; None for one that was not given.
+    """Which cases of the case table have which modality, before anything is left out for lacking one.
 
     Args:
-        cases: cases of the case table.
-        slides: slides of the case table.
-        patches: cases with a patch file for one of their slides.
-        genes: cases with expression.
-        all_cases: every case.
+        cases: every case of the case table.
+        slides: how many slides it has.
+        having: modality -> the cases that have it; without a modality that was not given.
     """
 
-    cases: int
+    cases: frozenset[str] = field(repr=False)
     slides: int
-    patches: tuple[str, ...] | None
-    genes: tuple[str, ...] | None
-    all_cases: tuple[str, ...] = field(repr=False)
+    having: dict[str, set[str]] = field(repr=False)
 
     def to_json(self) -> dict[str, object]:
-        counts: dict[str, object] = {"cases": self.cases, "slides": self.slides}
-        for name, have in (("patches", self.patches), ("genes", self.genes)):
-            if have is not None:
-                counts[f"with_{name}"] = len(have)
-                counts[f"without_{name}"] = sorted(set(self.all_cases) - set(have))
-        if self.patches is not None and self.genes is not None:
-            counts["with_both"] = len(set(self.patches) & set(self.genes))
+        counts: dict[str, object] = {"cases": len(self.cases), "slides": self.slides}
+        for name, have in self.having.items():
+            counts |= {f"with_{name}": len(have), f"without_{name}": sorted(self.cases - have)}
+        if len(self.having) > 1:
+            counts["with_both"] = len(set.intersection(*self.having.values()))
         return counts
 
     def lines(self) -> list[str]:
         """For a person."""
-        lines = [f"  in the case table   {self.cases:,} cases" + (f", {self.slides:,} slides" if self.slides else "")]
-        for name, have in (("patches", self.patches), ("genes", self.genes)):
-            if have is not None:
-                lack = sorted(set(self.all_cases) - set(have))
-                lines.append(f"  with {name:<15}{len(have):,} cases" + (f"; without: {_some(lack)}" if lack else ""))
-        if self.patches is not None and self.genes is not None:
-            lines.append(f"  with both           {len(set(self.patches) & set(self.genes)):,} cases")
+        lines = [f"  in the case table   {len(self.cases):,} cases" + f", {self.slides:,} slides" * bool(self.slides)]
+        for name, have in self.having.items():
+            lack = sorted(self.cases - have)
+            lines.append(f"  with {name:<15}{len(have):,} cases" + (f"; without: {_some(lack)}" if lack else ""))
+        if len(self.having) > 1:
+            lines.append(f"  with both           {len(set.intersection(*self.having.values())):,} cases")
         return lines
 
 
@@ -62,13 +55,13 @@ class IngestPlan:
     """What an ingest is about to do.
 
     Args:
-        store: place of the store.
+        store: path or URI of the store.
         coverage: which cases have which modality.
         added: whether the store exists and is added to.
         slides_to_write, patches_to_write: what patch files will be read.
         slides_stored: slides the store has already.
-        cases, new_cases: cases the store will have, and how many of them it has not now.
-        left_out: what is left out so far; a patch file is read whole only when it is written.
+        cases, new_cases: cases the store will have, and how many of them are new.
+        left_out: what is left out so far; a patch file's values are read only when they are written.
         notes: what a user should know.
     """
 
@@ -106,8 +99,8 @@ class IngestReport:
     Args:
         store: path of the store.
         manifest: its manifest.
-        coverage: which cases have which modality, before anything was left out.
-        added: whether the store was there before.
+        coverage: which cases have which modality.
+        added: whether the store existed before.
         class_counts: cases of each class.
         split_schemes: stored split schemes and their folds.
         left_out: what is not in the store, with reasons.
@@ -148,7 +141,7 @@ class IngestReport:
             lines.append(
                 f"  patches   {m.num_patches:,} x {m.dim} {m.dtype}, {gigabytes:.3g} GB, compression {m.compression}"
             )
-            lines.append(f"  encoder   {m.encoder or 'not named by the files'}")
+            lines.append(f"  encoder   {m.encoder or 'not recorded in the files'}")
         if m.num_genes:
             lines.append(f"  genes     {m.num_genes:,}, unit {m.gene_unit}")
         schemes = "; ".join(f"{name}: {len(folds)} folds" for name, folds in self.split_schemes.items())

@@ -15,8 +15,8 @@ from cohort_files import features, grid, write_h5
 from patch_files import trident_tree, zarr_array
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest import discover
-from gimp_ray.ingest.discover import find_patch_files
+from gimp_ray.ingest.patches import find
+from gimp_ray.ingest.patches.find import find_patch_files
 
 UNI, CONCH = "20x_256px_0px_overlap/features_uni_v1", "20x_512px_0px_overlap/features_conch_v15"
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -261,7 +261,7 @@ def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise PermissionError(13, "Permission denied", str(folder))
         return scan(folder)
 
-    monkeypatch.setattr(discover.os, "scandir", refuse)
+    monkeypatch.setattr(find.os, "scandir", refuse)
     return place
 
 
@@ -291,7 +291,7 @@ def test_real_bags_in_a_trident_tree(tmp_path: Path) -> None:
         (folder / path.name).symlink_to(path)
     found = find_patch_files(tmp_path)
     assert set(found.by_slide) == {"CMU-1-Small-Region", "TCGA-CR-7395-01A-01-TS1"}
-    from gimp_ray.ingest.readers import inspect_patches
+    from gimp_ray.ingest.patches import inspect_patches
 
     for slide_id, path in found.by_slide.items():
         source = inspect_patches(path, slide_id)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gimp_ray.ingest.readers.hdf5_rows import DatasetRows
+from gimp_ray.ingest.patches.hdf5 import DatasetRows
 
 VALUES = np.random.default_rng(0).standard_normal((1000, 24)).astype(np.float32)
 
@@ -22,9 +22,9 @@ def _write(path: Path, values: np.ndarray = VALUES, **how: Any) -> Path:
     return path
 
 
-def _check(path: Path, start: int, stop: int, by_place: bool) -> None:
+def _check(path: Path, start: int, stop: int, by_offset: bool) -> None:
     with h5py.File(path) as file, DatasetRows(file["features"], path) as rows:
-        assert rows.by_place == by_place
+        assert rows.by_offset == by_offset
         got, dataset = rows.read(start, stop), file["features"]
         expected = dataset[0, start:stop] if dataset.ndim == 3 else dataset[start:stop]
         assert got.dtype == expected.dtype
@@ -49,11 +49,11 @@ PLAIN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("how", PLAIN.values(), ids=PLAIN)
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(bounds=st.tuples(st.integers(0, 999), st.integers(1, 1000)).filter(lambda b: b[0] < b[1]))
-def test_plain_values_are_read_by_place(tmp_path: Path, how: dict[str, Any], bounds: tuple[int, int]) -> None:
+def test_plain_values_are_read_by_offset(tmp_path: Path, how: dict[str, Any], bounds: tuple[int, int]) -> None:
     path = tmp_path / "a.h5"
     if not path.exists():
         _write(path, **how)
-    _check(path, *bounds, by_place=True)
+    _check(path, *bounds, by_offset=True)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_plain_values_are_read_by_place(tmp_path: Path, how: dict[str, Any], bou
     ids=str,
 )
 def test_other_values_go_through_the_library(tmp_path: Path, how: dict[str, Any]) -> None:
-    _check(_write(tmp_path / "a.h5", **how), 17, 903, by_place=False)
+    _check(_write(tmp_path / "a.h5", **how), 17, 903, by_offset=False)
 
 
 def test_a_virtual_data_set_and_one_with_missing_chunks_go_through_the_library(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_a_virtual_data_set_and_one_with_missing_chunks_go_through_the_library(t
     layout[:] = h5py.VirtualSource(tmp_path / "a.h5", "features", shape=(1000, 24))
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file.create_virtual_dataset("features", layout)
-    _check(tmp_path / "b.h5", 0, 1000, by_place=False)
+    _check(tmp_path / "b.h5", 0, 1000, by_offset=False)
     with h5py.File(tmp_path / "c.h5", "w") as file:
         file.create_dataset("features", (1000, 24), "f4", chunks=(10, 24), fillvalue=3)[100:200] = VALUES[:100]
-    _check(tmp_path / "c.h5", 0, 1000, by_place=False)
+    _check(tmp_path / "c.h5", 0, 1000, by_offset=False)
 
 
 def test_chunks_written_alternately_and_out_of_order(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_chunks_written_alternately_and_out_of_order(tmp_path: Path) -> None:
             if i % 3:
                 between[10 * i : 10 * i + 10] = i
     for start, stop in ((0, 1000), (5, 995), (333, 334)):
-        _check(path, start, stop, by_place=True)
+        _check(path, start, stop, by_offset=True)
 
 
-def test_places_that_do_not_give_what_the_library_gives_are_not_used(
+def test_offsets_that_do_not_give_what_the_library_gives_are_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = _write(tmp_path / "a.h5", chunks=(10, 24))
@@ -128,7 +128,7 @@ def test_places_that_do_not_give_what_the_library_gives_are_not_used(
                 return dataset[key]
 
         with DatasetRows(Wrapped(), path) as rows:  # type: ignore[arg-type]
-            assert not rows.by_place
+            assert not rows.by_offset
             np.testing.assert_array_equal(rows.read(3, 500), VALUES[3:500])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gimp_ray.ingest.patch_tasks import LARGEST_PART_BYTES, PART_BYTES, SMALLEST_PART_BYTES, pack
+from gimp_ray.ingest.patches.write import LARGEST_PART_BYTES, PART_BYTES, SMALLEST_PART_BYTES, pack
 
 MB = 1 << 20
 

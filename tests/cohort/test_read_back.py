@@ -14,9 +14,8 @@ from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
 from gimp_ray.ingest.ahead import ahead
-from gimp_ray.ingest.convert import stored_chunks
-from gimp_ray.ingest.read_back import WrittenBytes, first_wrong
-from gimp_ray.ingest.readers import inspect_patches
+from gimp_ray.ingest.patches import inspect_patches
+from gimp_ray.ingest.patches.write import WrittenBytes, first_wrong, stored_chunks
 from gimp_ray.store.parts import PartReader, PartWriter
 
 
@@ -34,7 +33,7 @@ def _write(folder: Path, compression: str = "none") -> tuple[WrittenBytes, list[
 def test_a_sound_part_file_is_as_it_was_to_be(tmp_path: Path) -> None:
     written, records = _write(tmp_path)
     reader = PartReader(pafs.LocalFileSystem(), str(tmp_path))
-    assert (written.wrong, written.wrong_places(reader, "part.parquet")) == (None, None)
+    assert (written.wrong, written.wrong_offsets(reader, "part.parquet")) == (None, None)
     assert first_wrong(reader, "part.parquet", records, 8, "float16") is None  # type: ignore[arg-type]
 
 
@@ -44,14 +43,14 @@ def test_other_coordinates_are_noticed(tmp_path: Path, monkeypatch: pytest.Monke
     written, _ = _write(tmp_path)
     reader = PartReader(pafs.LocalFileSystem(), str(tmp_path))
     assert written.wrong is None, "the embeddings are as they were to be"
-    assert written.wrong_places(reader, "part.parquet") == "other coordinates in row group 2"
+    assert written.wrong_offsets(reader, "part.parquet") == "other coordinates in row group 2"
 
 
 def test_a_footer_that_leads_elsewhere_is_noticed(tmp_path: Path) -> None:
     written, _ = _write(tmp_path)
     reader = PartReader(pafs.LocalFileSystem(), str(tmp_path))
-    written._places[1] += 16
-    assert "other places" in (written.wrong_places(reader, "part.parquet") or "")
+    written._offsets[1] += 16
+    assert "other offsets" in (written.wrong_offsets(reader, "part.parquet") or "")
 
 
 def test_one_changed_bit_is_noticed_in_a_row_group_as_it_is_written(tmp_path: Path) -> None:
@@ -87,7 +86,7 @@ def test_a_part_file_that_is_hashed_names_the_first_slide_that_differs(tmp_path:
 def test_a_file_that_yields_fewer_patches_than_its_header_says_is_refused(tmp_path: Path) -> None:
     source = inspect_patches(write_h5(tmp_path / "a.h5", features(700), grid(700)), "a")
     short = replace(source, chunks=lambda s, rows: iter([next(source.chunks(source, 512))]))
-    with pytest.raises(InputError, match="other than the patches it said") as caught:
+    with pytest.raises(InputError, match="another number of patches than its header says") as caught:
         list(stored_chunks(short))
     assert (caught.value.expected, caught.value.found) == ("700 patches", "512 patches")
 

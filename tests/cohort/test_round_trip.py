@@ -109,7 +109,7 @@ def test_bfloat16_tensors_round_trip(tmp_path: Path) -> None:
 
 
 def test_chunks_larger_than_a_read_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gimp_ray.ingest.convert._CHUNK_VALUES", 512 * DIM)
+    monkeypatch.setattr("gimp_ray.ingest.patches.write._CHUNK_VALUES", 512 * DIM)
     sources = make_sources(tmp_path, sizes={"A0-DX1": 1600, "A1-DX1": 1024, "A2-DX1": 1025})
     store = sources.store()
     for slide_id in ("A0-DX1", "A1-DX1", "A2-DX1"):

@@ -9,7 +9,7 @@ import pytest
 from cohort_files import write_csv
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers.split_table import read_splits
+from gimp_ray.ingest.splits import read_splits
 from gimp_ray.store.splits import rows_of
 
 CASES = [f"P{i}" for i in range(8)]

@@ -212,7 +212,7 @@ def test_a_pickle_refuses_another_store_in_its_place(tmp_path: Path) -> None:
 
 
 def test_few_files_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gimp_ray.ingest.patch_tasks.SMALLEST_PART_BYTES", 1)
+    monkeypatch.setattr("gimp_ray.ingest.patches.write.SMALLEST_PART_BYTES", 1)
     sources = make_sources(tmp_path)
     store = sources.store()
     assert len(set(store.slides["file"].to_pylist())) == 6, "one part file a slide"

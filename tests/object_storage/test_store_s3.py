@@ -234,10 +234,10 @@ def test_a_lock_whose_answer_was_lost_is_still_ones_own(small: Sources, bucket: 
 def test_a_killed_ingest_leaves_no_store_and_the_next_one_takes_over(small: Sources, bucket: str) -> None:
     words = f"""
 import os, signal
-from gimp_ray.ingest import patch_tasks
+from gimp_ray.ingest.patches import write
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.store.parts import PartWriter
-patch_tasks.SMALLEST_PART_BYTES = 1  # a part file a slide
+write.SMALLEST_PART_BYTES = 1  # a part file a slide
 write, done = PartWriter._write_row_group, []
 def killed(self, *row_group):
     write(self, *row_group)

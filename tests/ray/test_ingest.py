@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from gimp_ray.errors import InputError
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.ingest.ingest_job import on_ray
+from gimp_ray.ingest.work import RayWork
 from gimp_ray.store.check import check_store
 from gimp_ray.store.manifest import Manifest
 
@@ -18,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 def _ingest(sources: Path, out: Path, on_cluster: bool, strict: bool = True) -> Manifest:
     options = IngestOptions(progress=False, gene_unit="FPKM", strict=strict)
-    where = {"make_work": on_ray(None)} if on_cluster else {}
+    where = {"make_work": functools.partial(RayWork, None)} if on_cluster else {}
     return ingest_cohort(
         patches=sources / "patches", genes=sources / "genes.tsv", cases=sources / "cases.csv", out=out,
         options=options, **where,  # type: ignore[arg-type]
@@ -29,7 +30,7 @@ def test_the_cluster_makes_the_same_store(
     cohort_sources: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # several part files, so that several tasks run
-    monkeypatch.setattr("gimp_ray.ingest.patch_tasks.SMALLEST_PART_BYTES", 20_000)
+    monkeypatch.setattr("gimp_ray.ingest.patches.write.SMALLEST_PART_BYTES", 20_000)
     here = _ingest(cohort_sources, tmp_path / "here", on_cluster=False)
     there = _ingest(cohort_sources, tmp_path / "there", on_cluster=True)
     assert len(list((tmp_path / "there" / "patches").iterdir())) > 1

@@ -3,7 +3,7 @@
 The folder holds files, or CLAM's `h5_files/` and `pt_files/`, or it is a TRIDENT tree: a job folder with
 `20x_256px_0px_overlap/features_ENCODER/SLIDE.h5` in it, or any folder of that path. A `SLIDE.zarr` folder is a file
 here. Where CLAM or TRIDENT has a slide as h5 and as pt, the h5 file is used, since it has coordinates. Names that begin
-with a dot are not looked at; all else that is not read is listed. Left out: what is in the files (`readers/`).
+with a dot are skipped; everything else that is not read is listed.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers import PATCH_READERS, patches_h5
-from gimp_ray.ingest.readers.base import listed
+from gimp_ray.ingest.patches import PATCH_READERS, hdf5
+from gimp_ray.ingest.patches.source import feature_encoder, is_coords_folder, listed
 from gimp_ray.ingest.readers.case_table import slide_stem
-from gimp_ray.ingest.readers.patches_trident import feature_encoder, is_coords_folder
 
 # a job folder's features lie two levels down, those of a folder of jobs three
 _DEPTH = 3
@@ -30,7 +29,7 @@ _PICTURES = "pictures"
 _KNOWN_FOLDERS = {"patches": _COORDS_ONLY, "visualization": _PICTURES}
 _STRAY = "patch files in no folder of features"
 _NO_FEATURES = "no folder of features in it, as far as it was looked into"
-# what need not be told of the folders in a folder without features
+# what is not listed of the folders in a folder without features
 _PLAIN = (_NOT_PATCHES, _PICTURES, _STRAY, _NOT_LOOKED_INTO, _NO_FEATURES)
 
 
@@ -49,10 +48,10 @@ class PatchFiles:
 
 
 def find_patch_files(folder: Path, encoder: str | None = None) -> PatchFiles:
-    """The patch files of a folder, by the stems of their names: slide ids, or case ids where files are a case's.
+    """The patch files of a folder, by the stems of their names: slide ids, or case ids.
 
     Args:
-        folder: as said above.
+        folder: as described above.
         encoder: reads the `features_ENCODER` folder of a TRIDENT tree that has several.
 
     Raises:
@@ -63,17 +62,21 @@ def find_patch_files(folder: Path, encoder: str | None = None) -> PatchFiles:
     try:
         _check_folder(folder)
         direct = _direct(folder)
-        if feature_encoder(folder.name) is not None or (direct and not _has_tree(folder)):
-            return _of_one_folder(folder, direct, encoder)
-        tree = _walk(folder, _DEPTH, {_identity(folder): folder})
-        if not tree.features:
+        own = feature_encoder(folder.name)
+        if own is not None or (direct and not _has_tree(folder)):  # what lies in folders below is not read
+            if encoder not in (None, own):
+                raise _no_such_encoder(folder, str(encoder), [] if own is None else [folder])
+            inner = [path for path in _entries(folder)[1] if path.name not in ("h5_files", "pt_files")]
+            return _files_of(folder, direct, dict.fromkeys(inner, _NOT_LOOKED_INTO))
+        features, other = _walk(folder, _DEPTH, {_identity(folder): folder})
+        if not features:
             if encoder is not None:
                 raise _no_such_encoder(folder, encoder, [])
-            return _files_of(folder, direct, tree.other)
-        chosen = _choose(folder, tree.features, direct, encoder)
+            return _files_of(folder, direct, other)
+        chosen = _choose(folder, features, direct, encoder)
         strays = dict.fromkeys(direct, f"not in {chosen.relative_to(folder)}, which is read")
-        passed = {path: "features that are not read" for path in tree.features if path != chosen}
-        return _files_of(chosen, _direct(chosen), {**tree.other, **strays, **passed})
+        passed = {path: "features that are not read" for path in features if path != chosen}
+        return _files_of(chosen, _direct(chosen), {**other, **strays, **passed})
     except OSError as error:
         fix = "let this user read the folder"
         where, found = error.filename or folder, error.strerror or str(error)
@@ -91,15 +94,6 @@ def _check_folder(folder: Path) -> None:
         raise InputError(what, file=folder, expected="a folder", found=found, fix=fix)
 
 
-def _of_one_folder(folder: Path, direct: Sequence[Path], encoder: str | None) -> PatchFiles:
-    """A folder whose own files are read: what lies in folders below is another matter."""
-    own = feature_encoder(folder.name)
-    if encoder is not None and own != encoder:
-        raise _no_such_encoder(folder, encoder, [] if own is None else [folder])
-    inner = [path for path in _entries(folder)[1] if path.name not in ("h5_files", "pt_files")]
-    return _files_of(folder, direct, dict.fromkeys(inner, _NOT_LOOKED_INTO))
-
-
 def _files_of(folder: Path, direct: Sequence[Path], other: dict[Path, str]) -> PatchFiles:
     """The files by slide; `direct` are those of the folder and of CLAM's two folders in it."""
     here = [path for path in direct if path.parent == folder]
@@ -114,22 +108,27 @@ def _files_of(folder: Path, direct: Sequence[Path], other: dict[Path, str]) -> P
             continue
         if first.suffix.lower() not in (".h5", ".hdf5"):
             raise _two_files(slide_id, first, path)
-        if patches_h5.has_features(first):
+        if hdf5.has_features(first):
             shadowed[path] = first
         else:  # CLAM's coordinate files: the pt reader takes the coordinates from there
             by_slide[slide_id], shadowed[first] = path, path
-    other = {**_other_files(folder), **other}
+    for parent in _with_clam_folders(folder):
+        files, folders = _entries(parent)
+        found = {path: what for path in files if (what := _other_file(path)) is not None}
+        inner = {} if parent == folder else dict.fromkeys(folders, _NOT_LOOKED_INTO)
+        other = {**found, **inner, **other}
     if not by_slide:
-        raise _nothing(folder, other)
+        telling = [f"{path.name}: {what}" for path, what in other.items() if what != _NOT_PATCHES]
+        names = sorted(path.name for path in folder.iterdir())
+        endings = ", ".join(PATCH_READERS)
+        raise InputError(
+            "the folder holds no patch features",
+            file=folder,
+            expected=f"files ending in {endings}, or h5_files/, pt_files/ or features_*/ with such files",
+            found=listed(telling or names) or "an empty folder",
+            fix="give the folder that holds the feature files",
+        )
     return PatchFiles(folder, by_slide, shadowed, other)
-
-
-@dataclass
-class _Tree:
-    """What a walk found: folders of features with files in them, and all else with what it is."""
-
-    features: list[Path] = field(default_factory=list)
-    other: dict[Path, str] = field(default_factory=dict)
 
 
 def _has_tree(folder: Path) -> bool:
@@ -141,32 +140,32 @@ def _has_tree(folder: Path) -> bool:
     return False
 
 
-def _walk(folder: Path, depth: int, seen: dict[tuple[int, int], Path]) -> _Tree:
-    """Look for folders of features, down to `depth`; a symbolic link never leads twice to one place."""
-    tree = _Tree()
+def _walk(folder: Path, depth: int, seen: dict[tuple[int, int], Path]) -> tuple[list[Path], dict[Path, str]]:
+    """Folders of features with files in them, down to `depth`, and everything else with what it is.
+
+    A symbolic link is never followed twice to one folder.
+    """
     files, folders = _entries(folder)
-    for path in files:
-        tree.other[path] = _other_file(path) or _STRAY
+    features: list[Path] = []
+    other = {path: _other_file(path) or _STRAY for path in files}
     for path in folders:
         try:
             what = _other_folder(path, depth, seen)
             if what is not None:
-                tree.other[path] = what
+                other[path] = what
                 continue
             seen[_identity(path)] = path
-            if feature_encoder(path.name) is not None:
-                if _direct(path):
-                    tree.features.append(path)
-                else:
-                    tree.other[path] = "a folder of features without files"
-                continue
-            below = _walk(path, depth - 1, seen)
+            if feature_encoder(path.name) is None:
+                found, rest = _walk(path, depth - 1, seen)
+                features += found
+                other |= rest if found else _short(path, rest)
+            elif _direct(path):
+                features.append(path)
+            else:
+                other[path] = "a folder of features without files"
         except OSError as error:
-            tree.other[path] = f"a folder that cannot be read: {error.strerror or error}"
-            continue
-        tree.features += below.features
-        tree.other |= below.other if below.features else _short(path, below.other)
-    return tree
+            other[path] = f"a folder that cannot be read: {error.strerror or error}"
+    return features, other
 
 
 def _other_folder(path: Path, depth: int, seen: dict[tuple[int, int], Path]) -> str | None:
@@ -183,10 +182,10 @@ def _other_folder(path: Path, depth: int, seen: dict[tuple[int, int], Path]) -> 
 
 
 def _short(folder: Path, below: dict[Path, str]) -> dict[Path, str]:
-    """A folder without features as one entry, beside what must be said of the folders in it."""
-    told = {path: what for path, what in below.items() if what not in _PLAIN}
+    """A folder without features as one entry, beside the folders in it that must be listed."""
+    listed_below = {path: what for path, what in below.items() if what not in _PLAIN}
     strays = sum(what == _STRAY for what in below.values())
-    return {folder: f"{_STRAY}: {strays} files of this folder" if strays else _NO_FEATURES, **told}
+    return {folder: f"{_STRAY}: {strays} files of this folder" if strays else _NO_FEATURES, **listed_below}
 
 
 def _choose(folder: Path, found: Sequence[Path], direct: Sequence[Path], encoder: str | None) -> Path:
@@ -255,25 +254,14 @@ def _other_file(path: Path) -> str | None:
     return None if path.suffix.lower() in PATCH_READERS else _NOT_PATCHES
 
 
+def _with_clam_folders(folder: Path) -> list[Path]:
+    """A folder and those of CLAM's two folders that are in it."""
+    return [folder, *(path for path in (folder / "h5_files", folder / "pt_files") if path.is_dir())]
+
+
 def _direct(folder: Path) -> list[Path]:
     """The patch files of a folder and of CLAM's two folders in it."""
-    found = []
-    for place in (folder, folder / "h5_files", folder / "pt_files"):
-        if place == folder or place.is_dir():
-            found += [path for path in _entries(place)[0] if _other_file(path) is None]
-    return found
-
-
-def _other_files(folder: Path) -> dict[Path, str]:
-    other: dict[Path, str] = {}
-    for place in (folder, folder / "h5_files", folder / "pt_files"):
-        if place != folder and not place.is_dir():
-            continue
-        files, folders = _entries(place)
-        other |= {path: what for path in files if (what := _other_file(path)) is not None}
-        if place != folder:
-            other |= dict.fromkeys(folders, _NOT_LOOKED_INTO)
-    return other
+    return [p for parent in _with_clam_folders(folder) for p in _entries(parent)[0] if _other_file(p) is None]
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -299,16 +287,4 @@ def _two_files(slide_id: str, first: Path, second: Path) -> InputError:
         expected="one file a slide",
         found=f"{first} and {second}",
         fix="keep one of them in the folder",
-    )
-
-
-def _nothing(folder: Path, other: dict[Path, str]) -> InputError:
-    telling = [f"{path.name}: {what}" for path, what in other.items() if what != _NOT_PATCHES]
-    names = sorted(path.name for path in folder.iterdir())
-    return InputError(
-        "the folder holds no patch features",
-        file=folder,
-        expected=f"files ending in {', '.join(PATCH_READERS)}, or h5_files/, pt_files/ or features_*/ with such files",
-        found=listed(telling or names) or "an empty folder",
-        fix="give the folder that holds the feature files",
     )

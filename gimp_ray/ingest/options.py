@@ -1,27 +1,38 @@
-"""The choices of an ingest, flat as the command line gives them, checked when they are made.
-
-What each does, and the reasons of its default, stand where it is done: `GeneOptions`, `CaseOptions`, `make_scheme`.
-"""
+"""The options of an ingest, flat as the command line gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-from gimp_ray.errors import ConfigError
+from pydantic import Field
+
 from gimp_ray.ingest.gene_options import GeneOptions
 from gimp_ray.ingest.gene_units import UNKNOWN
 from gimp_ray.ingest.readers.case_table import CaseOptions
-from gimp_ray.store.dtypes import DTYPES
+from gimp_ray.options import Options
 from gimp_ray.store.splits import check_scheme
 
-COMPRESSIONS = ("none", "zstd")
+# the option of an ingest -> that of the gene files
+_OF_GENES = {
+    "gene_orientation": "orientation",
+    "gene_unit": "unit",
+    "gene_column": "column",
+    "gene_versions": "versions",
+    "gene_names": "names",
+    "gene_duplicates": "duplicates",
+    "par_y": "par_y",
+    "samples": "samples",
+    "gene_list": "gene_list",
+    "gene_files": "genes",
+    "gene_missing": "missing",
+}
+_OF_CASES = ("case_column", "slide_column", "label_column", "labels", "slides", "survival")
 
 
-@dataclass(frozen=True)
-class IngestOptions:
-    """Choices of an ingest.
+class IngestOptions(Options):
+    """Options of an ingest; what each does, and why its default, stands in `GeneOptions`, `CaseOptions`, `make_scheme`.
 
     Args:
         strict: refuse where something would be left out.
@@ -29,8 +40,8 @@ class IngestOptions:
         compression: of the part files, `none` (local disks) or `zstd` (where the network is the limit).
         dtype: number format of the stored embeddings: `float16`, `bfloat16` or `float32`.
         encoder: which `features_ENCODER` of a TRIDENT tree that has several.
-        gene_orientation: `auto` recognises which axis holds the cases; `cases_by_genes`, `genes_by_cases` say it.
-        gene_unit: unit of the expression values, such as `log2(FPKM+1)`; `unknown` takes what the file says.
+        gene_orientation: `auto` recognises which axis holds the cases; `cases_by_genes`, `genes_by_cases` declare it.
+        gene_unit: unit of the expression values, such as `log2(FPKM+1)`; `unknown` takes what the file records.
         gene_column: which values, where a file has several (GDC STAR: `tpm_unstranded`, `fpkm_unstranded`, ...).
         gene_versions: `keep` or `strip` the versions of Ensembl ids.
         gene_names: what a gene is named by: `id`, `symbol` or `entrez`.
@@ -53,9 +64,9 @@ class IngestOptions:
     """
 
     strict: bool = False
-    workers: int = 0
-    compression: str = "none"
-    dtype: str = "float16"
+    workers: int = Field(0, ge=0)
+    compression: Literal["none", "zstd"] = "none"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     encoder: str | None = None
     gene_orientation: str = "auto"
     gene_unit: str = UNKNOWN
@@ -75,51 +86,24 @@ class IngestOptions:
     slides: str = "all"
     survival: str = "OS"
     split_schemes: tuple[str, ...] = ("kfold",)
-    folds: int = 5
+    folds: int = Field(5, ge=3)
     repeats: int = 5
     split_shares: tuple[float, float, float] = (0.6, 0.2, 0.2)
     split_seed: int = 0
     progress: bool = True
 
-    def __post_init__(self) -> None:
-        for name, known in (("compression", COMPRESSIONS), ("dtype", DTYPES)):
-            value = getattr(self, name)
-            if value not in known:
-                fix = "choose one of these"
-                raise ConfigError(f"{name} has an unknown value", expected=", ".join(known), found=repr(value), fix=fix)
-        if self.workers < 0 or self.folds < 3:
-            found = f"workers {self.workers}, folds {self.folds}"
-            what, expected = "an ingest option is out of range", "workers >= 0, folds >= 3"
-            raise ConfigError(what, expected=expected, found=found, fix="correct the option")
+    def model_post_init(self, context: Any) -> None:
+        """Refuse what the parts refuse."""
         for scheme in self.split_schemes:
             check_scheme(scheme, folds=self.folds, repeats=self.repeats, shares=self.split_shares)
         _ = self.of_genes, self.of_cases
 
     @property
     def of_genes(self) -> GeneOptions:
-        """The choices on gene files."""
-        return GeneOptions(
-            orientation=self.gene_orientation,
-            unit=self.gene_unit,
-            column=self.gene_column,
-            versions=self.gene_versions,
-            names=self.gene_names,
-            duplicates=self.gene_duplicates,
-            par_y=self.par_y,
-            samples=self.samples,
-            gene_list=self.gene_list,
-            genes=self.gene_files,
-            missing=self.gene_missing,
-        )
+        """The options of gene files."""
+        return GeneOptions(**{name: getattr(self, own) for own, name in _OF_GENES.items()})
 
     @property
     def of_cases(self) -> CaseOptions:
-        """The choices on case tables."""
-        return CaseOptions(
-            case_column=self.case_column,
-            slide_column=self.slide_column,
-            label_column=self.label_column,
-            labels=self.labels,
-            slides=self.slides,
-            survival=self.survival,
-        )
+        """The options of case tables."""
+        return CaseOptions(**{name: getattr(self, name) for name in _OF_CASES})

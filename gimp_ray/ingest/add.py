@@ -1,8 +1,8 @@
 """Adding to a store: what it holds already joins the new sources before anything is matched.
 
 Its cases, slides, genes and folds become rows of the sources, so that matching, leaving out and reporting are the
-same as for a new store. Patch files that look as they did are not read again; one whose size or dates differ is hashed,
-and is an unchanged slide or a changed one. Left out: taking anything away; make a new store for that.
+same as for a new store. Patch files whose size and dates are unchanged are not read again; others are hashed.
+Nothing is ever taken away.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.convert import stored_chunks
-from gimp_ray.ingest.discover import PatchFiles
 from gimp_ray.ingest.genes import GeneMatrix
-from gimp_ray.ingest.readers import PatchSource
+from gimp_ray.ingest.patches import PatchSource
+from gimp_ray.ingest.patches.find import PatchFiles
+from gimp_ray.ingest.patches.write import stored_chunks
 from gimp_ray.ingest.readers.case_table import CaseTable
 from gimp_ray.ingest.roll import no_slide_column
 from gimp_ray.ingest.work import tick
@@ -51,16 +51,11 @@ class Existing:
 
 @dataclass(frozen=True)
 class CompareTask:
-    """A slide whose source looks otherwise than when it was stored."""
+    """A stored slide whose source file's size or dates changed."""
 
     source: PatchSource
     dtype: str
     sha256: str
-
-    @property
-    def units(self) -> int:
-        """Slides, for the progress bar."""
-        return 1
 
 
 def open_existing(out: str) -> Existing:
@@ -136,29 +131,8 @@ def with_stored_rows(table: CaseTable, existing: Existing, stems: Collection[str
 
 def with_stored_files(files: PatchFiles, existing: Existing) -> PatchFiles:
     """The patch files, with a name for every stored slide that has none here: nothing needs to be read of it."""
-    place = Path(existing.store.path)
-    return dataclasses.replace(files, by_slide={**dict.fromkeys(existing.slides, place), **files.by_slide})
-
-
-def stored_genes(existing: Existing) -> GeneMatrix | None:
-    """The store's own expression as a matrix; None in a store without genes."""
-    store = existing.store
-    if not store.num_genes:
-        return None
-    cases = store.cases["case_id"].to_pylist()
-    genes = store.table("genes")
-    return GeneMatrix(
-        path=Path(store.path),
-        gene_columns={
-            name: genes[name].to_pylist() for name in genes.column_names if name not in ("gene_id", "position")
-        },
-        source_ids=cases,
-        gene_ids=store.gene_ids,
-        values=store.read_genes(cases),
-        unit=store.manifest.gene_unit,
-        row_of={case_id: row for row, case_id in enumerate(cases)},
-        matched_by_patient=False,
-    )
+    stored = dict.fromkeys(existing.slides, Path(existing.store.path))
+    return dataclasses.replace(files, by_slide={**stored, **files.by_slide})
 
 
 def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[GeneMatrix | None, list[str]]:
@@ -170,19 +144,33 @@ def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[Ge
     Raises:
         InputError: other genes than the store's, or genes for a store without any.
     """
-    stored = stored_genes(existing)
-    if matrix is None or stored is None:
+    store = existing.store
+    if not store.num_genes:
         if matrix is not None:
             raise _other_genes(matrix, existing, "expression for a store without genes")
+        return None, []
+    cases, genes = store.cases["case_id"].to_pylist(), store.table("genes")
+    own_columns = [name for name in genes.column_names if name not in ("gene_id", "position")]
+    stored = GeneMatrix(
+        path=Path(store.path),
+        gene_columns={name: genes[name].to_pylist() for name in own_columns},
+        source_ids=cases,
+        gene_ids=store.gene_ids,
+        values=store.read_genes(cases),
+        unit=store.manifest.gene_unit,
+        row_of={case_id: row for row, case_id in enumerate(cases)},
+        matched_by_patient=False,
+    )
+    if matrix is None:
         return stored, []
-    place = {gene: i for i, gene in enumerate(matrix.gene_ids)}
-    missing = [gene for gene in stored.gene_ids if gene not in place]
-    if missing or len(place) != len(stored.gene_ids):
-        found = f"{len(place):,} genes, {len(missing):,} of the store's missing" + (
+    column_of = {gene: i for i, gene in enumerate(matrix.gene_ids)}
+    missing = [gene for gene in stored.gene_ids if gene not in column_of]
+    if missing or len(column_of) != len(stored.gene_ids):
+        found = f"{len(column_of):,} genes, {len(missing):,} of the store's missing" + (
             f": {missing[0]}" if missing else ""
         )
         raise _other_genes(matrix, existing, found)
-    columns = np.array([place[gene] for gene in stored.gene_ids])
+    columns = np.array([column_of[gene] for gene in stored.gene_ids])
     both = [case_id for case_id in stored.source_ids if case_id in matrix.row_of]
     changed = [c for c in both if not np.array_equal(matrix.expression(c)[columns], stored.expression(c))]
     stored_cases = set(both)

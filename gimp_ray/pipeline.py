@@ -207,8 +207,7 @@ def _accepted(config: Config, run: RunFolder, store: CohortStore, names: list[st
     """Which of some stages are to be trained; nothing is written and no cluster started.
 
     Every stage of the run that is done or begun must have been made from what it would be made from now. A stage is
-    trained where it is the last or makes a file that one to be trained starts from; once one is, those after it are
-    looked at again when it is done.
+    trained where it is the last or makes a file that one to be trained starts from.
 
     Raises:
         GimpError: what is there was made from something else, or a stage cannot be trained on this store and split.

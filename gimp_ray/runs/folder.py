@@ -149,16 +149,10 @@ class RunFolder:
     # What travels, for a run in object storage. Each raises a StorageError where the storage cannot be used.
 
     def pull(self) -> None:
-        """Bring all here but checkpoints and the weights of best epochs. For the command, while nobody trains."""
-        there = self._pull(lambda name: not _is_inside(name))
-        if there is None:
-            return
-        for stage in STAGES:
-            # by this folder one sees whether a stage was begun
-            if any(name.startswith(f"{stage}/checkpoints/") for name in there):
-                self.checkpoints(stage).mkdir(parents=True, exist_ok=True)
-            elif self.checkpoints(stage).exists():
-                shutil.rmtree(self.checkpoints(stage))
+        """Bring all here but weights that only training needs: of a checkpoint its state, which says what the stage was
+        made from. For the command, while nothing trains.
+        """
+        self._pull(lambda name: not _is_inside(name) or name.endswith("/state.json"))
 
     def pull_models(self) -> None:
         """Bring the stages' final models here: what every worker needs before a stage."""
@@ -191,8 +185,9 @@ class RunFolder:
             lambda there: there.startswith(f"{name}/") and _is_inside(there) and not there.startswith(meant)
         )
 
-    def _pull(self, wanted: Callable[[str], bool]) -> set[str] | None:
-        return None if self._mirror is None else self._mirror.pull(wanted)
+    def _pull(self, wanted: Callable[[str], bool]) -> None:
+        if self._mirror is not None:
+            self._mirror.pull(wanted)
 
     def _push(self, wanted: Callable[[str], bool]) -> None:
         if self._mirror is not None:

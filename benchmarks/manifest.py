@@ -25,10 +25,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from gimp_ray.store.manifest import FILE, FORMAT, Manifest, store_fingerprint
-from gimp_ray.store.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
+from gimp_ray.store.manifest import FILE
+from gimp_ray.store.schema import ROW_GROUP_ROWS, table_schema
 from gimp_ray.store.splits import fold_table, join_splits
-from gimp_ray.store.tables import TableWriter, file_sha256
+from gimp_ray.store.tables import TableWriter, bag_of, file_sha256
 
 DIM = 1024
 CLASSES = ("BRCA", "COAD", "GBM", "KIRC", "LUAD", "LUSC", "OV", "UCEC")
@@ -54,9 +54,11 @@ def write_store(place: Path, slides: int, cases: int, folds: int = 5, seed: int 
     writer = TableWriter(str(place))
     sites = pa.array([f"site {i}" for i in range(40)]).take(pa.array(generator.integers(0, 40, cases)))
     columns = {"case_id": case_ids, "label": pa.array(CLASSES).take(pa.array(labels)), "site": sites}
-    writer.write("cases", _fitting("cases", columns))
+    cases_table = _fitting("cases", columns)
+    writer.write("cases", cases_table)
     n_patches = np.clip(generator.lognormal(9.2, 0.7, slides).astype(np.int64), 50, 200_000)
-    writer.write("slides", _slides(case_ids, owner, n_patches, generator))
+    slides_table = _slides(case_ids, owner, n_patches, generator)
+    writer.write("slides", slides_table)
     part_of = generator.integers(0, folds, cases)
     tables = []
     for fold in range(folds):
@@ -64,41 +66,8 @@ def write_store(place: Path, slides: int, cases: int, folds: int = 5, seed: int 
         tables.append(fold_table("kfold", fold, case_ids, parts))
     writer.write("splits", join_splits(tables))
     writer.write("sources", table_schema("sources").arrow().empty_table())
-    _write_manifest(place, writer, cases, n_patches)
-
-
-def _write_manifest(place: Path, writer: TableWriter, cases: int, n_patches: np.ndarray) -> None:
-    contents = {name: value for name, value in writer.contents.items() if name != "sources"}
-    manifest = Manifest(
-        format=FORMAT,
-        version=LAYOUT_VERSION,
-        created_by="benchmarks/manifest.py",
-        created_at="2026-01-01T00:00:00+00:00",
-        dim=DIM,
-        dtype="float16",
-        row_group_rows=ROW_GROUP_ROWS,
-        compression="none",
-        patch_order="source",
-        revision=1,
-        encoder=None,
-        magnification=20.0,
-        patch_size=256,
-        overlap=0,
-        coordinates="all",
-        num_cases=cases,
-        num_slides=len(n_patches),
-        num_patches=int(n_patches.sum()),
-        num_genes=0,
-        gene_unit=None,
-        gene_list_sha256=None,
-        classes=CLASSES,
-        files=writer.names,
-        tables=writer.files,
-        schema_versions={name: table_schema(name).version for name in TABLES},
-        superseded=(),
-        members={},
-        fingerprint=store_fingerprint(contents, dim=DIM, dtype="float16", encoder=None, gene_unit=None),
-    )
+    bag = bag_of(slides_table, dim=DIM, dtype="float16", compression="none")
+    manifest = writer.manifest(cases_table, {"patches": bag})
     (place / FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 

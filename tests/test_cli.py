@@ -222,7 +222,7 @@ def test_synth_and_ingest_make_a_store_and_a_report(tmp_path: Path) -> None:
     )
     assert answer.exit_code == 0, answer.output
     assert "cases     6" in answer.output and "Left out: nothing" in answer.output
-    assert json.loads((tmp_path / "store" / "manifest.json").read_text())["gene_unit"] == "FPKM"
+    assert json.loads((tmp_path / "store" / "manifest.json").read_text())["modalities"]["rna"]["unit"] == "FPKM"
 
 
 @pytest.mark.parametrize("job", sorted(path.stem for path in (ROOT / "jobs").glob("*.py")))

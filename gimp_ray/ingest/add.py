@@ -26,9 +26,10 @@ from gimp_ray.ingest.roll import no_slide_column
 from gimp_ray.ingest.work import tick
 from gimp_ray.store.parts import SlideHash
 from gimp_ray.store.schema import table_schema
-from gimp_ray.store.sources import Signature
-from gimp_ray.store.splits import KFOLD, SplitRow, patient_column, rows_of, splits_table
+from gimp_ray.store.schemes import KFOLD
+from gimp_ray.store.splits import SplitRow, patient_column, rows_of, splits_table
 from gimp_ray.store.store import CohortStore
+from gimp_ray.store.tables import Signature
 
 
 @dataclass(frozen=True)

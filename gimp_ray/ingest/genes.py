@@ -28,7 +28,7 @@ from gimp_ray.ingest.genes_read import Expression, GeneColumns, Head
 from gimp_ray.ingest.readers.genes_sheet import SampleSheet, read_sample_sheet
 from gimp_ray.ingest.readers.genes_sheet import fits as is_sheet
 from gimp_ray.ingest.roll import LeftOut, Roll
-from gimp_ray.store.sources import sha256_of
+from gimp_ray.store.tables import sha256_of
 
 __all__ = ["GeneMatrix", "GeneOptions", "join", "read_expression"]
 

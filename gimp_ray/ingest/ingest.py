@@ -7,7 +7,6 @@ is a store, new slides and cases are added to it and nothing else is written aga
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 from collections import Counter
@@ -27,10 +26,10 @@ from gimp_ray.ingest.work import Progress, Work, WorkPool
 from gimp_ray.io import places
 from gimp_ray.store import publishing, tables
 from gimp_ray.store.check import check_store
-from gimp_ray.store.manifest import FILE, FORMAT, Manifest, gene_list_sha256, program, store_fingerprint
-from gimp_ray.store.schema import LAYOUT_VERSION, ROW_GROUP_ROWS, TABLES, table_schema
-from gimp_ray.store.sources import sources_table
-from gimp_ray.store.splits import check_table, join_splits, keep_cases, make_scheme, schemes_of
+from gimp_ray.store.manifest import CHECKSUMS, FILE, Bag, Manifest, Vector
+from gimp_ray.store.schemes import make_scheme
+from gimp_ray.store.splits import check_table, join_splits, keep_cases, schemes_of
+from gimp_ray.store.tables import sources_table
 
 __all__ = ["IngestOptions", "ingest_cohort", "plan_ingest"]
 
@@ -189,16 +188,18 @@ def _write(
         )
     cases = tables.cases_table(roll.labels, extra.select(constant), roll.case_row)
     writer.write("cases", cases)
+    vectors: dict[str, Vector] = {}
     if prepared.matrix is not None:
-        writer.write("genes", tables.genes_table(prepared.gene_ids, prepared.matrix.gene_columns))
-        writer.write_expression(sorted(roll.labels), len(prepared.gene_ids), prepared.matrix.expression)
+        genes = tables.features_table("rna", prepared.gene_ids, prepared.matrix.gene_columns)
+        values = prepared.matrix.expression
+        vectors["rna"] = writer.write_vector("rna", genes, sorted(roll.labels), values, prepared.gene_unit)
     splits = _splits(prepared, cases, options)
     if splits.num_rows:
         writer.write("splits", splits)
     kept_files = {slide_id: path for slide_id, path in prepared.files_read.items() if slide_id in roll.slides}
     kept_rows = () if before is None else before.store.table("sources").to_pylist()
     writer.write("sources", sources_table(kept_files, prepared.tables_read, kept_rows))
-    manifest = _manifest(prepared, slides, writer, revision, options)
+    manifest = _manifest(prepared, cases, slides, vectors, writer, options)
     return _report(prepared, manifest, splits, place, options), manifest
 
 
@@ -231,49 +232,22 @@ def _splits(prepared: Prepared, cases: pa.Table, options: IngestOptions) -> pa.T
 
 
 def _manifest(
-    prepared: Prepared, slides: pa.Table | None, writer: tables.TableWriter, revision: int, options: IngestOptions
+    prepared: Prepared,
+    cases: pa.Table,
+    slides: pa.Table | None,
+    vectors: dict[str, Vector],
+    writer: tables.TableWriter,
+    options: IngestOptions,
 ) -> Manifest:
-    genes, labels = prepared.gene_ids, prepared.roll.labels
-    known = [] if slides is None else slides["has_coords"].to_pylist()
-    dim = prepared.dim
-    encoder, magnification, patch_size, overlap = (
-        None if slides is None else patch_slides.common(slides, name)
-        for name in ("encoder", "magnification", "patch_size", "overlap")
-    )
-    contents = {name: value for name, value in writer.contents.items() if name != "sources"}
-    before = prepared.existing
-    return Manifest(
-        format=FORMAT,
-        version=LAYOUT_VERSION,
-        created_by=program(),
-        created_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        dim=dim,
-        dtype=options.dtype,
-        row_group_rows=ROW_GROUP_ROWS,
-        compression=options.compression,
-        patch_order="source",
-        revision=revision,
-        encoder=encoder,
-        magnification=magnification,
-        patch_size=patch_size,
-        overlap=overlap,
-        coordinates=None if slides is None else "all" if all(known) else "some" if any(known) else "none",
-        num_cases=len(labels),
-        num_slides=len(known),
-        num_patches=0 if slides is None else sum(slides["n_patches"].to_pylist()),
-        num_genes=len(genes),
-        gene_unit=prepared.gene_unit,
-        gene_list_sha256=gene_list_sha256(genes) if genes else None,
-        classes=tuple(sorted(set(labels.values()))),
-        files=writer.names,
-        tables=writer.files,
-        schema_versions={name: table_schema(name).version for name in TABLES},
-        superseded=() if before is None else tuple(sorted(before.store.manifest.tables)),
-        members={},
-        fingerprint=store_fingerprint(
-            contents, dim=dim, dtype=options.dtype, encoder=encoder, gene_unit=prepared.gene_unit
-        ),
-    )
+    before, modalities = prepared.existing, dict[str, Bag | Vector]()
+    if slides is not None and prepared.dim is not None:
+        stored = None if before is None else before.store.manifest.patches
+        checksums = CHECKSUMS if stored is None else stored.checksums
+        modalities["patches"] = tables.bag_of(
+            slides, dim=prepared.dim, dtype=options.dtype, compression=options.compression, checksums=checksums
+        )
+    superseded = () if before is None else before.store.manifest.tables
+    return writer.manifest(cases, modalities | vectors, superseded)
 
 
 def _report(

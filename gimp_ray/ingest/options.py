@@ -12,7 +12,7 @@ from gimp_ray.ingest.gene_options import GeneOptions
 from gimp_ray.ingest.gene_units import UNKNOWN
 from gimp_ray.ingest.readers.case_table import CaseOptions
 from gimp_ray.options import Options
-from gimp_ray.store.splits import check_scheme
+from gimp_ray.store.schemes import check_scheme
 
 # the option of an ingest -> that of the gene files
 _OF_GENES = {

@@ -24,8 +24,8 @@ from gimp_ray.ingest.report import Coverage, IngestPlan
 from gimp_ray.ingest.roll import LeftOut, Roll
 from gimp_ray.ingest.splits import read_splits
 from gimp_ray.ingest.work import Progress, Work
-from gimp_ray.store.sources import signature
 from gimp_ray.store.splits import PATIENT_COLUMN, rows_of
+from gimp_ray.store.tables import signature
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,11 @@ def _patches(
 def _same_kind(existing: Existing, options: IngestOptions) -> None:
     manifest = existing.store.manifest
     for name in ("dtype", "compression"):
-        if getattr(options, name) != getattr(manifest, name):
+        if manifest.patches and getattr(options, name) != getattr(manifest.patches, name):
             raise ConfigError(
                 f"the store's {name} is another",
                 file=existing.store.path,
-                expected=f"{name} {getattr(manifest, name)}",
+                expected=f"{name} {getattr(manifest.patches, name)}",
                 found=getattr(options, name),
                 fix="add with the store's own, or make a new store",
             )

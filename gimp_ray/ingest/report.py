@@ -135,12 +135,11 @@ class IngestReport:
         counts = ", ".join(f"{label} {count:,}" for label, count in self.class_counts.items())
         revision = f" (revision {m.revision})" if self.added else ""
         lines = [f"Store {self.store}{revision}", f"  cases     {m.num_cases:,} ({counts})"]
-        if m.dim is not None:
+        if m.patches is not None:
             lines.append(f"  slides    {m.num_slides:,}")
-            gigabytes = m.num_patches * (width(m.dim, m.dtype) + 8) / 1e9
-            lines.append(
-                f"  patches   {m.num_patches:,} x {m.dim} {m.dtype}, {gigabytes:.3g} GB, compression {m.compression}"
-            )
+            gigabytes = m.num_patches * (width(m.patches.dim, m.dtype) + 8) / 1e9
+            packed = m.patches.compression
+            lines.append(f"  patches   {m.num_patches:,} x {m.dim} {m.dtype}, {gigabytes:.3g} GB, compression {packed}")
             lines.append(f"  encoder   {m.encoder or 'not recorded in the files'}")
         if m.num_genes:
             lines.append(f"  genes     {m.num_genes:,}, unit {m.gene_unit}")

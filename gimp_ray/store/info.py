@@ -1,11 +1,12 @@
 """`store_info`: what is in a store, for a person or as JSON, without reading a patch.
 
 Counts and sizes come from a few columns of the tables and from listing folders, so a store of a million slides takes
-seconds. Left out: whether all of it is true; `check.py` says that.
+seconds.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
 from gimp_ray.io import places
-from gimp_ray.store.manifest import Manifest
+from gimp_ray.store.manifest import RNA, Bag, Manifest
 from gimp_ray.store.schema import table_schema
 from gimp_ray.store.splits import PARTS
 from gimp_ray.store.store import CohortStore
@@ -101,7 +102,7 @@ class StoreInfo:
 
     def to_json(self) -> dict[str, object]:
         """Plain data; the manifest's fields stand under `manifest`."""
-        return asdict(self)
+        return {**asdict(self), "manifest": json.loads(self.manifest.to_json())}
 
     def __str__(self) -> str:
         m = self.manifest
@@ -109,12 +110,18 @@ class StoreInfo:
         lines.append(f"  made         {m.created_at} by {m.created_by}, revision {m.revision}, layout {m.version}")
         lines += [f"  merged from  {place} ({fingerprint[:16]})" for place, fingerprint in m.members.items()]
         classes = ", ".join(f"{label} {count:,}" for label, count in self.class_counts.items())
+        without = m.num_cases - sum(self.class_counts.values())
+        classes += f"{', ' if classes else ''}without a label {without:,}" if without else ""
         lines.append(f"  cases        {m.num_cases:,}: {classes}")
+        for name, one in m.modalities.items():
+            if one.num_cases < m.num_cases:
+                lines.append(f"  lacking      {m.num_cases - one.num_cases:,} cases have no {name}")
         lines += [f"  columns      {table}: {_named(columns)}" for table, columns in self.columns.items() if columns]
-        if m.dim is not None:
-            lines += self._patch_lines()
-        if m.num_genes:
-            lines.append(f"  genes        {m.num_genes:,}, unit {m.gene_unit}, list {(m.gene_list_sha256 or '')[:16]}")
+        if m.patches is not None:
+            lines += self._patch_lines(m.patches)
+        for name, vector in m.vectors.items():
+            count, marks = f"{vector.num_features:,}", vector.feature_list_sha256[:16]
+            lines.append(f"  {'genes' if name == RNA else name:<12} {count}, unit {vector.unit}, list {marks}")
         for scheme, folds in self.splits.items():
             lines.append(f"  split        {scheme}: {len(folds)} folds (train / val / test)")
             lines += [f"               {f.fold}: {f.train:,} / {f.val:,} / {f.test:,}" for f in folds[:_SHOWN_FOLDS]]
@@ -122,19 +129,19 @@ class StoreInfo:
         lines += self._byte_lines()
         return "\n".join(lines)
 
-    def _patch_lines(self) -> list[str]:
-        m = self.manifest
+    def _patch_lines(self, bag: Bag) -> list[str]:
         per_case = ", ".join(f"{cases:,} with {slides}" for slides, cases in self.slides_per_case.items())
         scale = [
-            f"magnification {m.magnification:g}x" if m.magnification is not None else "",
-            f"patch size {m.patch_size} px" if m.patch_size is not None else "",
-            f"overlap {m.overlap} px" if m.overlap is not None else "",
+            f"magnification {bag.magnification:g}x" if bag.magnification is not None else "",
+            f"patch size {bag.patch_size} px" if bag.patch_size is not None else "",
+            f"overlap {bag.overlap} px" if bag.overlap is not None else "",
         ]
         lines = [
-            f"  slides       {m.num_slides:,} (cases by slides: {per_case})",
-            f"  patches      {m.num_patches:,}; coordinates: {m.coordinates}",
-            f"  embeddings   {m.dim} x {m.dtype}, compression {m.compression}, {m.row_group_rows} rows a row group",
-            f"  encoder      {m.encoder or 'not named'}; {', '.join(filter(None, scale)) or 'scale not named'}",
+            f"  slides       {bag.num_slides:,} (cases by slides: {per_case})",
+            f"  patches      {bag.num_patches:,}; coordinates: {bag.coordinates}",
+            f"  embeddings   {bag.dim} x {bag.dtype}, compression {bag.compression}, {bag.row_group_rows} rows a row "
+            f"group, checksums {bag.checksums or 'none'}",
+            f"  encoder      {bag.encoder or 'not named'}; {', '.join(filter(None, scale)) or 'scale not named'}",
             f"  a case       {self.patches_per_case} patches",
             f"  a slide      {self.patches_per_slide} patches",
         ]
@@ -169,7 +176,7 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
     codes = pc.index_in(sizes["case_id"], store.cases["case_id"]).fill_null(0).to_numpy()
     per_case = np.bincount(codes, weights=per_slide, minlength=manifest.num_cases).astype(np.int64)
     slides_of = np.bincount(np.bincount(codes, minlength=manifest.num_cases))
-    labels = _counts(store.cases["label"])
+    labels = _counts(store.cases["label"].drop_null())
     return StoreInfo(
         store=store.path,
         manifest=manifest,

@@ -1,20 +1,30 @@
-"""Whether stores may be merged: the same kind of embeddings and genes, and no case, patient or slide in two of them.
+"""Whether stores may be merged, and which genes or other features the merged store has.
 
-Left out: which genes stay (`merge_genes.py`), and whether each store is whole (`check.py`).
+Features are matched by their ids as they are. Lists that hardly match (versioned Ensembl ids beside unversioned ones)
+are refused, never cut down silently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
+from gimp_ray.store.manifest import RNA
+from gimp_ray.store.schema import vector_tables
 from gimp_ray.store.splits import patient_column
 from gimp_ray.store.store import CohortStore
 
+GENE_RULES = ("same", "intersect", "union")
+_LEAST_SHARED = 0.5
+_BLOCK_BYTES = 16 << 20
+_VERSION = re.compile(r"\.\d+$")
 _NAMED = 10
 _OTHER_EMBEDDINGS = "merge stores of one encoder at one magnification; ingest the others anew, or keep them apart"
 
@@ -26,14 +36,15 @@ def refuse_other_kind(stores: Sequence[CohortStore]) -> list[str]:
         InputError: names the store, and what it and the first one have.
     """
     _refuse(stores, "modalities", _modalities, "ingest all of them with patches, or all with genes, or with both")
-    with_genes = [store for store in stores if store.num_genes]
     fix = "ingest with values of one unit and declare it; units are never converted"
-    _refuse(with_genes, "gene unit", lambda s: s.manifest.gene_unit, fix)
+    for name in stores[0].manifest.vectors:
+        what = "gene unit" if name == RNA else f"unit of {name}"
+        _refuse(stores, what, lambda s, name=name: s.manifest.vectors[name].unit, fix)  # type: ignore[misc]
     with_patches = [store for store in stores if store.dim is not None]
     for name in ("dim", "dtype", "row_group_rows", "patch_order", "encoder", "magnification", "overlap"):
-        _refuse(with_patches, name, lambda s, name=name: getattr(s.manifest, name), _OTHER_EMBEDDINGS)  # type: ignore[misc]
-    _refuse(with_patches, "patch size", lambda s: _only(_said(s, "patch_size")), _OTHER_EMBEDDINGS)
-    _refuse(with_patches, "unit of coordinates", lambda s: _only(_said(s, "coord_unit")), "merge stores of one tool")
+        _refuse(with_patches, name, lambda s, name=name: getattr(s.manifest.patches, name), _OTHER_EMBEDDINGS)  # type: ignore[misc]
+    _refuse(with_patches, "patch size", lambda s: _only(_values(s, "patch_size")), _OTHER_EMBEDDINGS)
+    _refuse(with_patches, "unit of coordinates", lambda s: _only(_values(s, "coord_unit")), "merge stores of one tool")
     return _notes(with_patches)
 
 
@@ -52,7 +63,7 @@ def refuse_shared(stores: Sequence[CohortStore]) -> None:
 
 
 def _refuse(stores: Sequence[CohortStore], what: str, value_of: Callable[[CohortStore], Any], fix: str) -> None:
-    """Refuse stores of which two say different values; None says nothing."""
+    """Refuse stores of which two say different values; None states nothing."""
     first: tuple[CohortStore, Any] | None = None
     for store in stores:
         value = value_of(store)
@@ -70,12 +81,10 @@ def _refuse(stores: Sequence[CohortStore], what: str, value_of: Callable[[Cohort
 
 
 def _modalities(store: CohortStore) -> str:
-    return " and ".join(
-        name for name, has in (("patches", store.dim is not None), ("genes", store.num_genes > 0)) if has
-    )
+    return " and ".join("genes" if name == RNA else name for name in store.manifest.modalities)
 
 
-def _said(store: CohortStore, column: str) -> list[Any]:
+def _values(store: CohortStore, column: str) -> list[Any]:
     """The values of a column of slides.parquet, without null."""
     return [value for value in store.slides[column].unique().to_pylist() if value is not None]
 
@@ -88,11 +97,11 @@ def _only(values: list[Any]) -> Any:
 def _notes(stores: Sequence[CohortStore]) -> list[str]:
     notes = []
     for name in ("encoder", "magnification", "patch_size", "overlap"):
-        silent = [store.path for store in stores if getattr(store.manifest, name) is None]
-        said = {getattr(store.manifest, name) for store in stores} - {None}
-        if silent and said:
-            notes.append(f"{name} is {said.pop()} in some of the stores; not named by {', '.join(silent)}")
-    sizes = {store.path: sorted(_said(store, "patch_size")) for store in stores}
+        silent = [store.path for store in stores if getattr(store.manifest.patches, name) is None]
+        stated = {getattr(store.manifest.patches, name) for store in stores} - {None}
+        if silent and stated:
+            notes.append(f"{name} is {stated.pop()} in some of the stores; not named by {', '.join(silent)}")
+    sizes = {store.path: sorted(_values(store, "patch_size")) for store in stores}
     if any(len(some) > 1 for some in sizes.values()):
         everywhere = ", ".join(str(size) for size in sorted({size for some in sizes.values() for size in some}))
         notes.append(f"the slides differ in patch_size: {everywhere}")
@@ -120,3 +129,115 @@ def _refuse_twice(stores: Sequence[CohortStore], what: str, ids: Sequence[pa.Chu
             found=f"{len(shared):,} {what}s in two stores; {names[0]} is in {one} too",
             fix=fix,
         )
+
+
+@dataclass(frozen=True)
+class MergedFeatures:
+    """The features (genes) of a modality of the merged store.
+
+    Attributes:
+        feature_ids: in stored order.
+        columns: further columns of the table of features; what the first store that states it states.
+        index: for each store (G,) the index of every feature in its own list, -1 where it lacks it.
+    """
+
+    feature_ids: list[str]
+    columns: dict[str, list[str | None]]
+    index: list[NDArray[np.int64]]
+
+
+def merge_features(stores: Sequence[CohortStore], modality: str, rule: str) -> MergedFeatures:
+    """The features that stay by `rule`: `same`, `intersect` (the first store's order) or `union` (as first seen).
+
+    Raises:
+        InputError: other lists with `same`, or lists that share fewer than half of the smaller one's genes.
+    """
+    lists = [store.features(modality) for store in stores]
+    if rule == "same":
+        _refuse_other_genes(stores, lists)
+    kept = dict.fromkeys(lists[0])
+    for store, genes in zip(stores[1:], lists[1:], strict=True):
+        _refuse_strangers(store, kept if rule == "union" else lists[0], genes)
+        if rule == "union":
+            kept |= dict.fromkeys(genes)
+    if rule == "intersect":
+        shared = set(lists[0]).intersection(*lists[1:])
+        kept = dict.fromkeys(gene for gene in lists[0] if gene in shared)
+        _refuse_few(len(kept), lists)
+    gene_ids = list(kept)
+    index = []
+    for genes in lists:
+        known = {gene: i for i, gene in enumerate(genes)}
+        index.append(np.array([known.get(gene, -1) for gene in gene_ids], dtype=np.int64))
+    return MergedFeatures(gene_ids, _further_columns(stores, modality, gene_ids), index)
+
+
+def rows_of_cases(
+    store: CohortStore, modality: str, index: NDArray[np.int64]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Every case of a store that has a modality, in order, with its (G,) values; 0 for a feature the store lacks."""
+    case_ids = store.complete_cases(modality)
+    step = max(1, _BLOCK_BYTES // (4 * store.manifest.vectors[modality].num_features))
+    lacking = index < 0
+    for start in range(0, len(case_ids), step):
+        some = case_ids[start : start + step]
+        values = store.read_vector(modality, some)[:, index]
+        values[:, lacking] = 0
+        yield from zip(some, values, strict=True)
+
+
+def _refuse_other_genes(stores: Sequence[CohortStore], lists: Sequence[Sequence[str]]) -> None:
+    first = set(lists[0])
+    for store, genes in zip(stores, lists, strict=True):
+        odd = first.symmetric_difference(genes)
+        if odd:
+            gene = next(g for g in [*lists[0], *genes] if g in odd)
+            raise InputError(
+                "the stores have other genes",
+                file=store.path,
+                expected=f"the {len(first):,} genes of {stores[0].path}, in any order",
+                found=f"{len(genes):,} genes; {len(odd):,} are in one of the two only, such as {gene}",
+                fix="take --genes intersect or --genes union",
+            )
+
+
+def _refuse_strangers(store: CohortStore, known: Collection[str], genes: Sequence[str]) -> None:
+    """Refuse a store whose genes share less than half of the smaller list with those known from the others."""
+    common, smaller = len(set(known).intersection(genes)), min(len(known), len(genes))
+    if common >= _LEAST_SHARED * smaller:
+        return
+    one, other = ({_VERSION.sub("", gene) for gene in some} for some in (known, genes))
+    fix = "ingest the stores with gene ids of one kind: symbols, or Ensembl ids, with versions or without"
+    if len(one & other) >= _LEAST_SHARED * smaller:
+        fix = f"without versions {len(one & other):,} ids match: ingest all with --gene-versions strip"
+    raise InputError(
+        "the stores' genes hardly match",
+        file=store.path,
+        expected="at least half of the genes of the smaller list in both",
+        found=f"{common:,} of {smaller:,}; genes such as {next(iter(known))} and {genes[0]}",
+        fix=fix,
+    )
+
+
+def _refuse_few(shared: int, lists: Sequence[Sequence[str]]) -> None:
+    smallest = min(map(len, lists))
+    if shared < _LEAST_SHARED * smallest:
+        raise InputError(
+            "the stores have few genes in common",
+            expected="at least half of the smallest list in all of them",
+            found=f"{shared:,} of {smallest:,}",
+            fix="merge fewer stores, or take --genes union",
+        )
+
+
+def _further_columns(
+    stores: Sequence[CohortStore], modality: str, gene_ids: Sequence[str]
+) -> dict[str, list[str | None]]:
+    stated: dict[str, dict[str, str]] = {}
+    for store in reversed(stores):
+        table = store.table(vector_tables(modality)[0])
+        ids = table.column(0).to_pylist()
+        for name in table.column_names[2:]:
+            values = zip(ids, table[name].to_pylist(), strict=True)
+            stated.setdefault(name, {}).update({gene: value for gene, value in values if value is not None})
+    return {name: [of_gene.get(gene) for gene in gene_ids] for name, of_gene in sorted(stated.items())}

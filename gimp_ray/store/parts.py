@@ -1,10 +1,10 @@
 """Part files: Parquet files of patches, written a slide after another and read by row group.
 
 Any Parquet reader can read them. Ours need not decode: an uncompressed column of fixed-size binary is its values after
-a page header, and every column of a row group is written as one page, so a window is a copy of bytes at places the
+a page header, and every column of a row group is written as one page, so a window is a copy of bytes at offsets the
 footer names (the file's metadata promises it: `gimp.pages`). In object storage a window is one ranged request, the
-coordinates between its row groups included (0.4 % more). Compressed parts go through Arrow's decoder.
-Left out: which slide is where (`store.py`) and where the patches come from (`readers/`).
+coordinates between its row groups included (0.4 % more). Compressed parts, and all parts where checksums are to be
+verified, go through Arrow's decoder.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class PartWriter:
             compression=compression,
             use_dictionary=False,
             write_statistics=False,
+            write_page_checksum=True,
             data_page_size=(ROW_GROUP_ROWS + 1) * self._width,
         )
 
@@ -195,19 +196,36 @@ class _Part:
 class PartReader:
     """Reads row groups of a store's part files, keeping the footers of the last `keep` files.
 
+    Args:
+        filesystem, root: where the store is.
+        dim, dtype: of its embeddings; part files of others are refused. Without `dim` any are read.
+        verify: compare each row group with its checksum when it is read.
+
     Threads may share it: a read of bytes at a place is safe, and one through Arrow's decoder makes its own Parquet
     reader over the shared footer (0.1 ms), because those are not promised to be.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, root: str, keep: int = 256) -> None:
-        self._filesystem, self._root, self._keep = filesystem, root, keep
+    def __init__(
+        self,
+        filesystem: pafs.FileSystem,
+        root: str,
+        dim: int | None = None,
+        dtype: str = "float16",
+        *,
+        verify: bool = False,
+        keep: int = 256,
+    ) -> None:
+        self._filesystem, self._root, self._keep, self._verify = filesystem, root, keep, verify
+        self._dim, self._dtype = dim, dtype
         self._parts: OrderedDict[str, Future[_Part]] = OrderedDict()
         self._lock = threading.Lock()
 
     def open(self, name: str) -> pq.ParquetFile:
         """The part file `name` (relative to the store); InputError when it is missing or no Parquet file."""
         part = self._part(name)
-        return pq.ParquetFile(part.source, metadata=part.footer, pre_buffer=part.mapped is None)
+        return pq.ParquetFile(
+            part.source, metadata=part.footer, pre_buffer=part.mapped is None, page_checksum_verification=self._verify
+        )
 
     def places(self, name: str) -> NDArray[np.int64] | None:
         """Where the first embedding of each row group lies in the file; None where embeddings must be decoded."""
@@ -330,9 +348,22 @@ class PartReader:
             else:
                 source, mapped = places.awaited(filesystem, path, lambda: filesystem.open_input_file(path)), None
             footer = places.awaited(filesystem, path, lambda: pq.ParquetFile(source).metadata)
-            return _Part(source, footer, _layout(footer), mapped)
+            self._check_kind(name, footer)
+            return _Part(source, footer, None if self._verify else _layout(footer), mapped)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(name, error) from error
+
+    def _check_kind(self, name: str, footer: pq.FileMetaData) -> None:
+        """Refuse a part file whose embeddings are not those that the manifest states."""
+        told = {key: value.decode() for key, value in (footer.metadata or {}).items()}
+        if self._dim is None:
+            return
+        schema = footer.schema.to_arrow_schema()
+        problems = table_schema("patches").differences(schema, width=width(self._dim, self._dtype))
+        found = f"{told.get(b'gimp.dim')} x {told.get(b'gimp.dtype')}"
+        if problems or found != f"{self._dim} x {self._dtype}":
+            expected = f"embeddings of {self._dim} x {self._dtype}, as the manifest states"
+            raise self._damaged(name, "; ".join([found, *problems]), expected=expected)
 
     def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
         """A part file is below the store, or, in a store merged of others, wherever its name says."""
@@ -341,11 +372,11 @@ class PartReader:
     def _unreadable(self, name: str, error: Exception) -> InputError:
         return self._damaged(name, str(error), places.advice(self._place(name)[0], error))
 
-    def _damaged(self, name: str, found: str, fix: str | None = None) -> InputError:
+    def _damaged(self, name: str, found: str, fix: str | None = None, expected: str | None = None) -> InputError:
         return InputError(
             "a part file of the store cannot be read",
             file=name if places.is_uri(name) else places.named(self._filesystem, places.join(self._root, name)),
-            expected="a Parquet file of patches, as ingest wrote it",
+            expected=expected or "a Parquet file of patches, as ingest wrote it",
             found=found[:500],
             fix=fix or "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again",
         )

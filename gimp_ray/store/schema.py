@@ -1,8 +1,4 @@
-"""The stored tables' schemas, loaded from `storage_schemas/*.json`, the one source of truth.
-
-Each file names its columns with Arrow type, unit, nullability, meaning and a version. This module turns them into
-Arrow schemas and compares written tables with them. Left out: reading and writing the tables (`store.py`, `tables.py`).
-"""
+"""The stored tables' schemas, loaded from `storage_schemas/*.json`: each column's Arrow type, unit and meaning."""
 
 from __future__ import annotations
 
@@ -14,9 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-TABLES = ("manifest", "cases", "slides", "patches", "genes", "expression", "splits", "sources")
+TABLES = (
+    "manifest", "modality_bag", "modality_vector",
+    "cases", "slides", "patches", "genes", "expression", "features", "values", "splits", "sources",
+)  # fmt: skip
 ROW_GROUP_ROWS = 512
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
+READABLE_LAYOUTS = (2, 3)
 
 _PLAIN_TYPES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -26,6 +26,7 @@ _PLAIN_TYPES: dict[str, pa.DataType] = {
     "float32": pa.float32(),
     "list<string>": pa.list_(pa.string()),
     "map<string, string>": pa.map_(pa.string(), pa.string()),
+    "map<string, object>": pa.map_(pa.string(), pa.string()),
     "map<string, int32>": pa.map_(pa.string(), pa.int32()),
 }
 _SIZED_BINARY = re.compile(r"fixed_size_binary\[(?:(\d+)\*)?([a-z_]\w*)\]")
@@ -89,8 +90,13 @@ class TableSchema:
                 problems.append(f"column {field.name} may be null")
         extra = [name for name in found.names if name not in expected.names]
         if extra and self.extra_columns is None:
-            problems.append(f"columns nobody knows: {', '.join(extra)}")
+            problems.append(f"unknown columns: {', '.join(extra)}")
         return problems
+
+
+def vector_tables(name: str) -> tuple[str, str]:
+    """The tables of a vector modality: of its features, and of its values."""
+    return ("genes", "expression") if name == "rna" else (f"{name}.features", f"{name}.values")
 
 
 def folder() -> Path:
@@ -104,8 +110,8 @@ def folder() -> Path:
 
 @functools.cache
 def table_schema(name: str) -> TableSchema:
-    """The schema of one of `TABLES`."""
-    document = json.loads((folder() / f"{name}.json").read_text(encoding="utf-8"))
+    """The schema of one of `TABLES`, or of a table of a modality (`cnv.features` has the schema `features`)."""
+    document = json.loads((folder() / f"{name.rpartition('.')[2]}.json").read_text(encoding="utf-8"))
     columns = tuple(Column(**column) for column in document["columns"])
     return TableSchema(
         name=document["table"],

@@ -1,16 +1,17 @@
-"""`CohortStore`: open a store, list its cases and slides, read windows, bags, genes and splits.
+"""`CohortStore`: open a store, list its cases and slides, read windows, bags, vectors and splits.
 
 Everything is asked for by id and checked on the way. Reads go to the row groups they need. A store may be shared by
-threads and sent to other processes, which open the files themselves. Left out: writing (`ingest.py`), judging a store
-(`check.py`), choosing windows (the feed).
+threads and sent to other processes, which open the files themselves.
 """
 
 from __future__ import annotations
 
 import bisect
+import hashlib
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,15 @@ from pyarrow import fs as pafs
 from gimp_ray.errors import InputError
 from gimp_ray.io import places
 from gimp_ray.store.dtypes import STORED, decode, value_dtype, width
-from gimp_ray.store.expression import ExpressionReader
-from gimp_ray.store.manifest import Manifest, read_manifest
+from gimp_ray.store.manifest import PATCHES, RNA, Manifest, read_manifest
 from gimp_ray.store.parts import PartReader
-from gimp_ray.store.schema import table_schema
+from gimp_ray.store.schema import table_schema, vector_tables
 from gimp_ray.store.splits import Split, schemes_of, split_of
+from gimp_ray.store.vectors import VectorReader
 
 _SIZES = ["slide_id", "case_id", "n_patches"]
 _MANY = 1000
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -56,31 +58,39 @@ class CohortStore:
     """A cohort on disk or in object storage, opened with `CohortStore.open(path)`."""
 
     def __init__(
-        self, path: str, expected_fingerprint: str | None = None, filesystem: pafs.FileSystem | None = None
+        self,
+        path: str,
+        expected_fingerprint: str | None = None,
+        filesystem: pafs.FileSystem | None = None,
+        verify: bool = False,
     ) -> None:
-        self._path, self._given_filesystem = path, filesystem
+        self._path, self._given_filesystem, self._verify = path, filesystem, verify
         self._expected_fingerprint = expected_fingerprint
         self._filesystem, self._root = places.resolve(path) if filesystem is None else (filesystem, path.rstrip("/"))
         self._parts = PartReader(self._filesystem, self._root)
         self._lock = threading.RLock()
         self._loaded: _Index | None = None
         self._slides: pa.Table | None = None
-        self._expression_reader: ExpressionReader | None = None
+        self._vectors: dict[str, VectorReader] = {}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], filesystem: Any = None) -> CohortStore:
-        """Open the store at `path`.
+    def open(cls, path: str | os.PathLike[str], filesystem: Any = None, verify: bool = False) -> CohortStore:
+        """Open the store at `path`; the manifest and the small tables are compared with their hashes.
 
         Args:
             path: a local path, or a URI: `s3://bucket/store`, `gs://...`, or any protocol fsspec knows.
             filesystem: a pyarrow or fsspec file system on which `path` is, where a URI cannot say it.
+            verify: compare every row group of patches with its checksum when it is read, which takes a few times as
+                long as reading it.
 
         Raises:
-            InputError: there is no store, its layout is of another version, or a table is damaged.
+            InputError: there is no store, its layout is of another version, the manifest or a table is damaged, a
+                store it was merged from has changed, or `verify` where no checksums are stored.
         """
         if filesystem is not None and not isinstance(filesystem, pafs.FileSystem):
             filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
-        store = cls(places.absolute(path) if filesystem is None else os.fspath(path), filesystem=filesystem)
+        place = places.absolute(path) if filesystem is None else os.fspath(path)
+        store = cls(place, filesystem=filesystem, verify=verify)
         _ = store._index
         return store
 
@@ -89,7 +99,7 @@ class CohortStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # files are opened again, when first used, where the pickle arrives
-        return (CohortStore, (self._path, self.fingerprint, self._given_filesystem))
+        return (CohortStore, (self._path, self.fingerprint, self._given_filesystem, self._verify))
 
     @property
     def path(self) -> str:
@@ -123,7 +133,7 @@ class CohortStore:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The labels, sorted."""
+        """The labels, sorted; empty where no case has one."""
         return self.manifest.classes
 
     @property
@@ -207,16 +217,70 @@ class CohortStore:
         return coords
 
     def read_genes(self, case_ids: Sequence[str]) -> np.ndarray:
-        """Expression of the cases in the order asked, cases may repeat: (n, G) float32 in the manifest's gene_unit.
+        """`read_vector("rna", case_ids)`: (n, G) float32 in the manifest's gene_unit."""
+        return self.read_vector(RNA, case_ids)
+
+    def read_vector(self, modality: str, case_ids: Sequence[str]) -> np.ndarray:
+        """Values of a modality with named features, such as `rna`, `cnv` or `protein`.
+
+        Args:
+            modality: its name in the manifest.
+            case_ids: the cases, in any order; they may repeat.
+
+        Returns:
+            (n, features) float32 in the order of `case_ids` and `features(modality)`.
 
         Raises:
-            InputError: a store without genes, or a case it does not have.
+            InputError: a modality or a case that the store does not have, or cases that lack the modality.
         """
-        if not self.num_genes:
-            fix = "ingest the cohort with a gene matrix"
-            raise InputError("the store has no gene expression", file=self._path, fix=fix)
-        rows = self._case_rows(case_ids)
-        return self._expression().read(case_ids, rows, self.num_genes)
+        vector = self.manifest.vectors.get(modality)
+        if vector is None:
+            what = "gene expression" if modality == RNA else f"modality {modality} with named features"
+            fix = "ingest the cohort with a gene matrix" if modality == RNA else f"ingest with --vector {modality}=FILE"
+            found = ", ".join(self.manifest.modalities)
+            raise InputError(f"the store has no {what}", file=self._path, found=found, fix=fix)
+        rows = np.asarray(self._case_rows(case_ids), dtype=np.int64)
+        has = self.cases_with(modality)
+        if vector.num_cases < len(has):
+            missing = sorted({case_ids[i] for i in np.flatnonzero(~has[rows]).tolist()})
+            if missing:
+                raise InputError(
+                    f"cases have no values of {modality}",
+                    file=self._path,
+                    case=", ".join(missing[:_NAMED]) + (" ..." if len(missing) > _NAMED else ""),
+                    expected=f"cases with {modality}: {vector.num_cases:,} of {len(has):,}",
+                    found=f"{len(missing):,} cases without",
+                    fix="use the cases that `CohortStore.complete_cases` lists, or ingest the missing values",
+                )
+            rows = (np.cumsum(has) - 1)[rows]
+        with self._lock:
+            if modality not in self._vectors:
+                file = self.manifest.files[vector_tables(modality)[1]]
+                self._vectors[modality] = VectorReader(self._filesystem, f"{self._root}/{file}")
+        return self._vectors[modality].read(case_ids, rows.tolist(), vector.num_features)
+
+    def features(self, modality: str) -> list[str]:
+        """The features of a vector modality in the order of its values: genes of `rna`."""
+        return self.gene_ids if modality == RNA else self.table(f"{modality}.features")["feature_id"].to_pylist()
+
+    def cases_with(self, modality: str) -> np.ndarray:
+        """(cases,) bool: which rows of `cases` have a modality; `label` counts as one."""
+        index = self._index
+        if modality == "label":
+            return np.asarray(pc.is_valid(index.cases["label"]))
+        if modality == PATCHES:
+            return np.asarray(pc.is_in(index.case_column, index.sizes["case_id"].combine_chunks()))
+        if modality not in index.manifest.vectors:
+            return np.zeros(index.cases.num_rows, dtype=bool)
+        if f"has_{modality}" not in index.cases.column_names:
+            return np.ones(index.cases.num_rows, dtype=bool)
+        return np.asarray(index.cases[f"has_{modality}"])
+
+    def complete_cases(self, *modalities: str) -> list[str]:
+        """The cases that have all of `modalities` (`patches`, `rna`, ...; `label` counts as one), sorted."""
+        rows = np.logical_and.reduce([self.cases_with(name) for name in modalities])
+        complete: list[str] = self._index.case_column.filter(pa.array(rows)).to_pylist()
+        return complete
 
     def split(self, scheme: str, fold: int) -> Split:
         """The case ids of a fold, checked: known cases, and no patient in two parts.
@@ -260,13 +324,35 @@ class CohortStore:
                 found=f"fingerprint {manifest.fingerprint}",
                 fix="start the run again",
             )
-        cases, genes = (self._table(name, manifest).combine_chunks() for name in ("cases", "genes"))
-        slides = self._table("slides", manifest, [*_SIZES, "file", "first_row_group"]).combine_chunks()
-        said = (manifest.num_cases, manifest.num_slides, manifest.num_genes)
-        if (cases.num_rows, slides.num_rows, genes.num_rows) != said:
+        patches = manifest.patches
+        if self._verify and patches is not None and patches.checksums is None:
+            raise InputError(
+                "the store has no checksums to verify",
+                file=self._path,
+                expected="part files with a checksum for every row group",
+                found="a store of before layout 3, or merged from one",
+                fix="open it without verify and run `gimp check STORE --deep`, or ingest the sources again",
+            )
+        if patches is not None:
+            self._parts = PartReader(self._filesystem, self._root, patches.dim, patches.dtype, verify=self._verify)
+        # the values of vectors may be many; their pages have checksums of their own
+        large = {vector_tables(name)[1] for name in manifest.vectors}
+        with ThreadPoolExecutor(8, thread_name_prefix="open") as pool:
+            members = pool.map(self._check_member, manifest.members.items())
+            names = [name for name in manifest.files if name not in large]
+            files = dict(zip(names, pool.map(lambda name: self._hashed(name, manifest), names), strict=True))
+            list(members)
+        cases, genes = (
+            self._table(name, manifest, source=files.get(name)).combine_chunks() for name in ("cases", "genes")
+        )
+        columns = [*_SIZES, "file", "first_row_group"]
+        slides = self._table("slides", manifest, columns, source=files.get("slides")).combine_chunks()
+        stated = (manifest.num_cases, manifest.num_slides, manifest.num_genes)
+        if (cases.num_rows, slides.num_rows, genes.num_rows) != stated:
             found = f"{cases.num_rows}, {slides.num_rows} and {genes.num_rows}"
-            raise self._damaged("manifest.json", "{} cases, {} slides and {} genes".format(*said), found)
-        self._dataset("splits", manifest)
+            raise self._damaged("manifest.json", "{} cases, {} slides and {} genes".format(*stated), found)
+        if "splits" in files:
+            self._dataset("splits", manifest, source=files["splits"])
         index = _Index(
             manifest=manifest,
             cases=cases,
@@ -279,9 +365,40 @@ class CohortStore:
             n_patches=slides["n_patches"].to_numpy(),
         )
         # what decoding took and gave back: as much again as is kept, in every process that opens the store
-        del slides
+        del slides, files
         pa.default_memory_pool().release_unused()
         return index
+
+    def _check_member(self, member: tuple[str, str]) -> None:
+        """Refuse a store merged from others when one of them is not what it was."""
+        name, fingerprint = member
+        here = (self._filesystem, places.join(self._root, name))
+        try:
+            found = f"fingerprint {read_manifest(*(places.resolve(name) if places.is_uri(name) else here)).fingerprint}"
+        except InputError as error:
+            found = error.what
+        if found != f"fingerprint {fingerprint}":
+            raise InputError(
+                "a store that this one was merged from has changed",
+                file=places.join(self._path, name),
+                expected=f"fingerprint {fingerprint}",
+                found=found,
+                fix="bring it back as it was, or merge the stores again",
+            )
+
+    def _hashed(self, name: str, manifest: Manifest) -> pa.Buffer:
+        """The bytes of a table, which have the hash that the manifest states."""
+        file = manifest.files[name]
+        path = f"{self._root}/{file}"
+        try:
+            local = places.is_local(self._filesystem)
+            data = pa.memory_map(path).read_buffer() if local else self._filesystem.open_input_file(path).read_buffer()
+        except OSError as error:
+            raise self._unreadable(file, error) from error
+        found, expected = hashlib.sha256(data).hexdigest(), str(manifest.tables.get(file))
+        if found != expected:
+            raise self._damaged(file, f"SHA-256 {expected}, as the manifest states", f"SHA-256 {found}")
+        return data
 
     def _table(
         self,
@@ -289,10 +406,11 @@ class CohortStore:
         manifest: Manifest,
         columns: Sequence[str] | None = None,
         where: list[tuple[str, str, object]] | None = None,
+        source: pa.Buffer | None = None,
     ) -> pa.Table:
         """A small table, or some of its columns or rows; without rows where the store has no such table."""
         try:
-            dataset = self._dataset(name, manifest, where)
+            dataset = self._dataset(name, manifest, where, source)
             if dataset is not None:
                 return dataset.read(columns=None if columns is None else list(columns))
         except (pa.ArrowException, OSError) as error:
@@ -301,18 +419,26 @@ class CohortStore:
         return empty if columns is None else empty.select(list(columns))
 
     def _dataset(
-        self, name: str, manifest: Manifest, where: list[tuple[str, str, object]] | None = None
+        self,
+        name: str,
+        manifest: Manifest,
+        where: list[tuple[str, str, object]] | None = None,
+        source: pa.Buffer | None = None,
     ) -> pq.ParquetDataset | None:
-        """A table's file, found to be Parquet and of its schema; None where the store has no such table."""
+        """A table's file, or its bytes, found to be Parquet and of its schema; None where there is no such table."""
         file = manifest.files.get(name)
         if file is None:
             return None
-        path = f"{self._root}/{file}"
         try:
-            dataset = pq.ParquetDataset(path, filesystem=self._filesystem, partitioning=None, filters=where)
+            if source is not None:
+                dataset = pq.ParquetDataset(pa.BufferReader(source), partitioning=None)
+            else:
+                path = f"{self._root}/{file}"
+                dataset = pq.ParquetDataset(path, filesystem=self._filesystem, partitioning=None, filters=where)
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(file, error) from error
-        problems = table_schema(name).differences(dataset.schema, num_genes=manifest.num_genes)
+        vector = manifest.vectors.get(RNA if name == "expression" else name.partition(".")[0])
+        problems = table_schema(name).differences(dataset.schema, num_genes=vector.num_features if vector else 0)
         if problems:
             raise self._damaged(file, f"the columns of storage_schemas/{name}.json", "; ".join(problems))
         return dataset
@@ -325,14 +451,6 @@ class CohortStore:
         if found != len(out):
             wanted = f"{len(out)} patches from {start} on, from row group {first}"
             raise self._damaged(name, wanted, f"{len(out) - found} patches fewer")
-
-    def _expression(self) -> ExpressionReader:
-        if self._expression_reader is None:
-            with self._lock:
-                if self._expression_reader is None:
-                    file = self._index.manifest.files["expression"]
-                    self._expression_reader = ExpressionReader(self._filesystem, f"{self._root}/{file}")
-        return self._expression_reader
 
     def _slide_row(self, slide_id: str) -> int:
         row = _find(self._index.slide_column, slide_id)

@@ -18,6 +18,7 @@ import pytest
 from click.testing import Result
 
 from gimp_ray.store import CohortStore
+from gimp_ray.store.manifest import checksum
 from tests.bad_inputs.bad_genes import BAD_GENES
 from tests.bad_inputs.bad_patches import BAD_PATCHES
 from tests.bad_inputs.bad_tables import BAD_TABLES
@@ -178,7 +179,8 @@ def _in_manifest(old: str, new: str) -> Callable[[Path], object]:
     def change(out: Path) -> None:
         text = (out / "manifest.json").read_text()
         assert old in text
-        (out / "manifest.json").write_text(text.replace(old, new))
+        changed = json.loads(text.replace(old, new))
+        (out / "manifest.json").write_text(json.dumps({**changed, "checksum": checksum(changed)}))
 
     return change
 
@@ -191,13 +193,13 @@ AT_THE_PLACE: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str
     "a link to itself": (lambda out: out.symlink_to(out.name), ("exists already and is no store",), ()),
     "no manifest": (_of_a_store(lambda o: (o / "manifest.json").unlink()), ("exists already and is no store",), ()),
     "manifest cut short": (_of_a_store(_cut("manifest.json")), ("manifest", "damaged"), ()),
-    "manifest of another version": (_of_a_store(_in_manifest('"version": 2', '"version": 99')), ("version", "99"), ()),
+    "manifest of another version": (_of_a_store(_in_manifest('"version": 3', '"version": 99')), ("version", "99"), ()),
     "slides cut short": (_of_a_store(_cut("slides.parquet")), ("slides.parquet",), ()),
     "cases gone": (_of_a_store(lambda o: (o / "cases.parquet").unlink()), ("cases.parquet",), ()),
     "expression cut short": (_of_a_store(_cut("expression.parquet")), ("expression.parquet",), ()),
     "another dtype": (_of_a_store(lambda o: None), ("dtype is another", "float32"), ("--dtype", "float32")),
     "another unit": (
-        _of_a_store(_in_manifest('"gene_unit": "unknown"', '"gene_unit": "TPM"')), ("another unit", "FPKM"),
+        _of_a_store(_in_manifest('"unit": "unknown"', '"unit": "TPM"')), ("another unit", "FPKM"),
         ("--gene-unit", "FPKM"),
     ),
 }  # fmt: skip

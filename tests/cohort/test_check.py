@@ -14,6 +14,7 @@ from cohort_files import Sources, make_sources
 
 from gimp_ray.errors import InputError
 from gimp_ray.store.check import check_store
+from gimp_ray.store.manifest import checksum
 from gimp_ray.store.parts import PartWriter
 from gimp_ray.store.splits import SplitRow, splits_table
 
@@ -32,7 +33,7 @@ def _rewrite(root: Path, name: str, change: Callable[[pa.Table], pa.Table], forg
     if forge:
         manifest = json.loads((root / "manifest.json").read_text())
         manifest["tables"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        (root / "manifest.json").write_text(json.dumps(manifest))
+        (root / "manifest.json").write_text(json.dumps({**manifest, "checksum": checksum(manifest)}))
 
 
 def _set(column: str, row: int, value: object) -> Callable[[pa.Table], pa.Table]:

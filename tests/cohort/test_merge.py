@@ -294,7 +294,7 @@ def test_compressions_may_differ(tmp_path: Path) -> None:
     merge_stores([one.path, two.path], tmp_path / "ALL")
     store = CohortStore.open(tmp_path / "ALL")
     holds(store, one, two)
-    assert store.manifest.compression == "mixed"
+    assert store.manifest.patches.compression == "mixed"
 
 
 # what the second store is, against a first of cases a1, a2 with encoder `uni` -> what is said

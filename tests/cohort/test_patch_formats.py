@@ -585,7 +585,11 @@ def test_a_cohort_of_slide_vectors(sources: Sources) -> None:
         options=IngestOptions(workers=1, progress=False, strict=True),
     )
     store = CohortStore.open(sources.out)
-    assert (store.manifest.encoder, store.manifest.coordinates, store.manifest.num_patches) == ("titan", "none", 6)
+    assert (store.manifest.encoder, store.manifest.patches.coordinates, store.manifest.num_patches) == (
+        "titan",
+        "none",
+        6,
+    )
     np.testing.assert_array_equal(store.read_bag("B1-DX1"), sources.bags["B1-DX1"][:1].astype(np.float16))
     assert "6 of 6 slides are one vector of the slide each: a bag of one patch" in report.notes
 

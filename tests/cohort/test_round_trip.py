@@ -97,7 +97,7 @@ def test_every_format_round_trips(tmp_path: Path, write: Writer) -> None:
     assert row["has_coords"] == (known is not None)
     box = (row["x_min"], row["y_min"], row["x_max"], row["y_max"])
     assert box == ((None,) * 4 if known is None else (0, 0, coords[:, 0].max(), coords[:, 1].max()))
-    assert store.manifest.coordinates == ("some" if known is None else "all")
+    assert store.manifest.patches.coordinates == ("some" if known is None else "all")
 
 
 def test_bfloat16_tensors_round_trip(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_clam_folders_prefer_h5_and_fall_back_to_pt(sources: Sources) -> None:
 def test_compressed_stores_hold_the_same(tmp_path: Path) -> None:
     plain, packed = (make_sources(tmp_path / name, sizes={"A0-DX1": 1500}) for name in ("plain", "packed"))
     a, b = plain.store(compression="none"), packed.store(compression="zstd")
-    assert b.manifest.compression == "zstd"
+    assert b.manifest.patches.compression == "zstd"
     np.testing.assert_array_equal(a.read_bag("A0-DX1"), b.read_bag("A0-DX1"))
     assert a.fingerprint == b.fingerprint
 

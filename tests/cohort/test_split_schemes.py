@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.store import splits
-from gimp_ray.store.splits import SplitRow, check_table, join_splits, kfold_rows, make_scheme, patient_of, rows_of
-from gimp_ray.store.splits.sites import group_sites, spread_groups
+from gimp_ray.store.schemes import kfold_rows, make_scheme
+from gimp_ray.store.sites import group_sites, spread_groups
+from gimp_ray.store.splits import SplitRow, check_table, join_splits, patient_of, rows_of
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 

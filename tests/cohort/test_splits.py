@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from gimp_ray.errors import InputError
 from gimp_ray.store import CohortStore
-from gimp_ray.store.splits import SplitRow, check_rows, kfold_rows, patient_of, split_of, splits_table
+from gimp_ray.store.schemes import kfold_rows
+from gimp_ray.store.splits import SplitRow, check_rows, patient_of, split_of, splits_table
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from gimp_ray.errors import InputError
 from gimp_ray.ingest.readers.cases_columns import unused_name
 from gimp_ray.ingest.readers.cases_part import CasePart, one_row_a_case, two_labels
-from gimp_ray.store.splits.patients import patient_of
+from gimp_ray.store.splits import patient_of
 
 _SHOWN = 5
 

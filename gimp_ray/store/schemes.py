@@ -23,9 +23,8 @@ import pyarrow as pa
 
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.store.schema import table_schema
-from gimp_ray.store.splits.patients import PATIENT_COLUMN, patient_codes
-from gimp_ray.store.splits.sites import group_sites, spread_groups
-from gimp_ray.store.splits.table import PARTS, SplitRow, fold_table, rows_of
+from gimp_ray.store.sites import group_sites, spread_groups
+from gimp_ray.store.splits import PARTS, PATIENT_COLUMN, SplitRow, fold_table, patient_codes, rows_of
 
 KFOLD = "kfold"
 REPEATED = "repeated"

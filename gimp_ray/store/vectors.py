@@ -1,8 +1,7 @@
-"""Reading expression.parquet by case: only the row groups that hold the cases asked for, each decoded once as far as
-they fit in `KEPT_BYTES`. Training draws its cases in another order every epoch, and a mini-batch touches as many row
-groups as it has cases: without keeping them a step on genes alone is mostly decoding.
+"""Reading the values of a vector modality by case: only the row groups that hold the cases asked for.
 
-Left out: writing it (`tables.py`).
+Each row group is decoded once as far as they fit in `KEPT_BYTES`: training draws its cases in another order every
+epoch, and a mini-batch touches as many row groups as it has cases.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from gimp_ray.io import places
 KEPT_BYTES = 256 << 20
 
 
-class ExpressionReader:
-    """Reads rows of a store's expression table; threads may share it."""
+class VectorReader:
+    """Reads rows of a table of values (`expression.parquet`); threads may share it."""
 
     def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
         self._filesystem, self._path = filesystem, path
@@ -35,10 +34,10 @@ class ExpressionReader:
         self._kept: dict[int, tuple[list[str], np.ndarray]] = {}
         self._room = KEPT_BYTES
 
-    def read(self, case_ids: Sequence[str], rows: Sequence[int], num_genes: int) -> np.ndarray:
-        """Expression of `case_ids`, which stand at `rows` of the table: (n, num_genes) float32, in the order given."""
+    def read(self, case_ids: Sequence[str], rows: Sequence[int], num_features: int) -> np.ndarray:
+        """Values of `case_ids`, which are at `rows` of the table: (n, num_features) float32, in the order given."""
         file = self._open()
-        values = np.empty((len(rows), num_genes), dtype=np.float32)
+        values = np.empty((len(rows), num_features), dtype=np.float32)
         wanted = np.asarray(rows, dtype=np.int64)
         groups = np.searchsorted(self._starts, wanted, side="right") - 1
         order = np.argsort(groups, kind="stable")
@@ -46,10 +45,10 @@ class ExpressionReader:
             if not len(some):
                 continue
             group = int(groups[some[0]])
-            ids, block = self._row_group(file, group, num_genes)
+            ids, block = self._row_group(file, group, num_features)
             for position in some.tolist():
                 row = int(wanted[position] - self._starts[group])
-                # keyed by id: the place is where to look, the id decides
+                # keyed by id: the row is where to look, the id decides
                 if row >= len(ids) or ids[row] != case_ids[position]:
                     raise self._damaged(f"case {case_ids[position]} in row {wanted[position]}")
                 values[position] = block[row]
@@ -64,33 +63,37 @@ class ExpressionReader:
                     footer = pq.ParquetFile(self._source).metadata
                     sizes = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
                     self._starts, self._footer = np.cumsum([0, *sizes])[:-1], footer
-            return pq.ParquetFile(self._source, metadata=self._footer, pre_buffer=not local)
+            return pq.ParquetFile(
+                self._source, metadata=self._footer, pre_buffer=not local, page_checksum_verification=True
+            )
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(
                 "a readable Parquet table", str(error), places.advice(self._filesystem, error)
             ) from error
 
-    def _row_group(self, file: pq.ParquetFile, group: int, num_genes: int) -> tuple[list[str], np.ndarray]:
-        """The case ids and the (rows, num_genes) float32 values of a row group."""
+    def _row_group(self, file: pq.ParquetFile, group: int, num_features: int) -> tuple[list[str], np.ndarray]:
+        """The case ids and the (rows, num_features) float32 values of a row group."""
         kept = self._kept.get(group)
         if kept is None:
-            kept = self._decoded(file, group, num_genes)
+            kept = self._decoded(file, group, num_features)
             with self._lock:
                 if group not in self._kept and kept[1].nbytes <= self._room:
                     self._kept[group] = kept
                     self._room -= kept[1].nbytes
         return kept
 
-    def _decoded(self, file: pq.ParquetFile, group: int, num_genes: int) -> tuple[list[str], np.ndarray]:
+    def _decoded(self, file: pq.ParquetFile, group: int, num_features: int) -> tuple[list[str], np.ndarray]:
         try:
             table = file.read_row_group(group, columns=["case_id", "values"], use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(f"row group {group}", str(error), places.advice(self._filesystem, error)) from error
         packed = table["values"].chunk(0)
-        if packed.type != pa.binary(4 * num_genes):
-            raise self._damaged(f"{num_genes} values a case", str(packed.type))
+        if packed.type != pa.binary(4 * num_features):
+            raise self._damaged(f"{num_features} values a case", str(packed.type))
         flat = np.frombuffer(packed.buffers()[1], dtype="<f4")
-        block = flat[packed.offset * num_genes : (packed.offset + len(packed)) * num_genes].reshape(-1, num_genes)
+        block = flat[packed.offset * num_features : (packed.offset + len(packed)) * num_features].reshape(
+            -1, num_features
+        )
         return table["case_id"].to_pylist(), block
 
     def _damaged(self, expected: str, found: str | None = None, fix: str | None = None) -> InputError:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gimp_ray.ingest.gene_options import GeneOptions
-from gimp_ray.ingest.gene_units import UNKNOWN
+from gimp_ray.ingest.genes.options import GeneOptions
 from gimp_ray.ingest.readers.case_table import CaseOptions
 from gimp_ray.options import Options
 from gimp_ray.store.schemes import check_scheme
+from gimp_ray.store.units import UNKNOWN
 
 # the option of an ingest -> that of the gene files
 _OF_GENES = {

@@ -12,7 +12,6 @@ from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.ingest import add
 from gimp_ray.ingest import genes as gene_join
 from gimp_ray.ingest.add import Existing
-from gimp_ray.ingest.gene_units import UNKNOWN, canonical
 from gimp_ray.ingest.genes import GeneMatrix, read_expression
 from gimp_ray.ingest.options import IngestOptions
 from gimp_ray.ingest.patches import PatchSource
@@ -26,6 +25,7 @@ from gimp_ray.ingest.splits import read_splits
 from gimp_ray.ingest.work import Progress, Work
 from gimp_ray.store.splits import PATIENT_COLUMN, rows_of
 from gimp_ray.store.tables import signature
+from gimp_ray.store.units import UNKNOWN, canonical
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers.gene_sets import match_gene_sets, read_gene_sets
+from gimp_ray.io.gene_sets import match_gene_sets, read_gene_sets
 from gimp_ray.nn.gene_input import GeneInput
 from gimp_ray.store import CohortStore
 

@@ -29,7 +29,7 @@ from gene_files import (
 
 from gimp_ray.errors import InputError
 from gimp_ray.ingest.genes import GeneMatrix, GeneOptions, read_expression
-from gimp_ray.ingest.genes_read import htseq_hint as unit_hint
+from gimp_ray.ingest.genes.files import htseq_hint as unit_hint
 
 A, B = "TCGA-05-4244", "TCGA-44-2655"
 CASES = [A, B]

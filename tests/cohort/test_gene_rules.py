@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.ingest.gene_rules import is_par_y, x_copy
-from gimp_ray.ingest.gene_samples import Sample, barcode_in, choose_samples, code_of
-from gimp_ray.ingest.gene_units import LINEAR, canonical, is_linear, parse_unit
 from gimp_ray.ingest.genes import GeneMatrix, GeneOptions, read_expression
+from gimp_ray.ingest.genes.names import is_par_y, x_copy
+from gimp_ray.ingest.genes.samples import Sample, barcode_in, choose_samples, code_of
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.ingest.readers.gene_sets import without_version
+from gimp_ray.io.gene_sets import without_version
+from gimp_ray.store.units import LINEAR, canonical, is_linear, parse_unit
 
 A, B = "TCGA-05-4244", "TCGA-44-2655"
 
@@ -463,7 +463,7 @@ def test_versions_are_cut_and_nothing_else(species: str, number: int, version: s
 
 def test_only_samples_of_cases_are_held(tmp_path: Path) -> None:
     """Pan-cancer matrices are far larger than a cohort: other samples stay on disk."""
-    from gimp_ray.ingest.genes_read import read_matrix
+    from gimp_ray.ingest.genes.read import read_matrix
 
     samples = {f"S{i}": some_values(5, i) for i in range(50)}
     wanted = ({"S7", "S30"}.__contains__,)

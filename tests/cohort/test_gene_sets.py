@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers.gene_sets import match_gene_sets, read_gene_list, read_gene_sets
+from gimp_ray.io.gene_sets import match_gene_sets, read_gene_list, read_gene_sets
 
 SETS = {"HALLMARK_P53": ("TP53", "MDM2", "CDKN1A"), "KINASES": ("EGFR", "ALK")}
 LONG = "HALLMARK_P53,MDM2\nHALLMARK_P53,CDKN1A\nKINASES,ALK\n"

@@ -13,9 +13,9 @@ import pytest
 from cohort_files import Sources, write_csv
 
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.ingest.gene_units import parse_unit
 from gimp_ray.ingest.ingest import ingest_cohort
 from gimp_ray.store import CohortStore
+from gimp_ray.store.units import parse_unit
 
 Frame = pd.DataFrame
 

@@ -1,9 +1,4 @@
-"""Units of gene expression: the known ones and their spellings, which one holds, and values that contradict it.
-
-Known are counts, FPKM, FPKM-UQ, TPM, RPKM, RSEM and CPM, log2(x+1) of each, log2(TPM+0.001), log2(FPKM+0.001) and
-z-score. Any other unit is kept as written. What the content of a file says must agree with the unit declared; what its
-name or a file beside it suggests yields to it, aloud. Left out: converting one unit into another.
-"""
+"""The options of reading gene files, and which unit their values have."""
 
 from __future__ import annotations
 
@@ -11,35 +6,69 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from pydantic import field_validator
 
-from gimp_ray.errors import InputError
-
-UNKNOWN = "unknown"
-Z_SCORE = "z-score"
-LINEAR = ("counts", "FPKM", "FPKM-UQ", "TPM", "RPKM", "RSEM", "CPM")
+from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.options import Options
+from gimp_ray.store.units import LINEAR, UNKNOWN, canonical, is_linear, parse_unit
 
 # log2 of the largest FPKM or count ever seen is below 30; a z-score is as well
 _LARGEST_LOG = 40.0
 _ROWS_AT_ONCE = 64
 
-_SPELLINGS = {
-    "counts": "count counts rawcount rawcounts readcount readcounts genecounts htseqcount htseqcounts starcounts",
-    "FPKM": "fpkm rsemfpkm htseqfpkm starfpkm",
-    "FPKM-UQ": "fpkmuq htseqfpkmuq starfpkmuq",
-    "TPM": "tpm tpms rsemtpm startpm",
-    "RPKM": "rpkm",
-    "RSEM": "rsem rsemv2 normcount normcounts normalizedcount normalizedcounts rsemnormcount rsemnormcounts "
-    "rsemnormalizedcount rsemnormalizedcounts expectedcount expectedcounts rsemexpectedcount rsemexpectedcounts",
-    "CPM": "cpm",
-}
-_BASES = {spelling: unit for unit, spellings in _SPELLINGS.items() for spelling in spellings.split()}
-_LOG = re.compile(r"log_?2[\s_(]*(?:(1|0?\.001)\s*\+\s*)?(.*?)(?:\s*\+\s*(1(?:\.0)?|0?\.001))?\s*\)?")
+
+class GeneOptions(Options):
+    """How gene files become one matrix of cases and genes. Refusals name the options as an ingest does (`gene_names`).
+
+    Args:
+        orientation: of matrices: `auto` recognises which axis holds the cases; `cases_by_genes`, `genes_by_cases`.
+        unit: unit of the values, such as `FPKM` or `log2(FPKM+1)`; `unknown` takes what the files say.
+        column: which values of a file that has several: a GDC STAR column (`unstranded`, `tpm_unstranded`, ...), a
+            layer of an `.h5ad`. None: the STAR column of `unit`, `fpkm_unstranded` where that says none; X of an h5ad.
+        versions: `keep` or `strip` the versions of Ensembl ids (`ENSG00000141510.16` -> `ENSG00000141510`).
+        names: what the store names a gene by: `id`, the file's own key (its first column; gene_id of GDC, Hugo_Symbol
+            of cBioPortal), `symbol`, or `entrez`, where the file has them.
+        duplicates: rows of one name: `refuse`; `first` row; `mean` or `sum` of them; `max`, the row with the highest
+            mean over the cases.
+        par_y: rows of the Y copies of pseudo-autosomal genes (`..._PAR_Y`, `ENSGR...`): `drop`, `keep` under their own
+            names, `add` to the X copy (linear units alone).
+        samples: several samples of a case: `primary` takes the primary tumour, the first vial and aliquot of several;
+            `refuse`; `mean` of the samples of the best kind.
+        gene_list: file of genes to keep, in its order: text (one a line), GMT or CSV.
+        genes: of several files: `same` refuses different genes, `intersect` keeps those that all have.
+        missing: a value that is missing leaves out its `case`, or its `gene` for all cases.
+    """
+
+    orientation: Literal["auto", "cases_by_genes", "genes_by_cases"] = "auto"
+    unit: str = UNKNOWN
+    column: str | None = None
+    versions: Literal["keep", "strip"] = "keep"
+    names: Literal["id", "symbol", "entrez"] = "id"
+    duplicates: Literal["refuse", "first", "mean", "max", "sum"] = "refuse"
+    par_y: Literal["drop", "keep", "add"] = "drop"
+    samples: Literal["primary", "refuse", "mean"] = "primary"
+    gene_list: Path | None = None
+    genes: Literal["same", "intersect"] = "same"
+    missing: Literal["case", "gene"] = "case"
+
+    @field_validator("unit")
+    @classmethod
+    def _unit_is_text(cls, unit: str) -> str:
+        if not unit.strip():
+            raise ConfigError(
+                "the gene unit is empty",
+                expected="a unit such as FPKM",
+                found=repr(unit),
+                fix="leave the unit out where it is not known",
+            )
+        return unit
 
 
 @dataclass(frozen=True)
-class SaidUnit:
+class RecordedUnit:
     """What a file says of its unit: `content` is certain, `hint` is its name or a file beside it; None for nothing."""
 
     path: Path
@@ -47,37 +76,7 @@ class SaidUnit:
     hint: str | None = None
 
 
-def parse_unit(text: str | None) -> str | None:
-    """The known unit of a usual spelling (`log2(fpkm + 1)` -> `log2(FPKM+1)`); None where it is none of them."""
-    plain = (text or "").strip().lower()
-    if plain == UNKNOWN:
-        return UNKNOWN
-    if re.fullmatch(r"z[\s_-]?scores?", plain):
-        return Z_SCORE
-    base = _BASES.get(_letters(plain))
-    if base is not None or not plain.startswith("log"):
-        return base
-    match = _LOG.fullmatch(plain)
-    base = _BASES.get(_letters(match[2])) if match else None
-    added = (match[1] or match[3]) if match else None
-    if base is None or added is None:
-        return None
-    if added.startswith("1"):
-        return f"log2({base}+1)"
-    return f"log2({base}+0.001)" if base in ("TPM", "FPKM") else None
-
-
-def canonical(text: str) -> str:
-    """The known unit of a spelling, or the text itself."""
-    return parse_unit(text) or text.strip()
-
-
-def is_linear(unit: str) -> bool:
-    """Whether values of the unit may be added and are never negative."""
-    return parse_unit(unit) in LINEAR
-
-
-def resolve_unit(declared: str, said: Sequence[SaidUnit]) -> tuple[str, bool, list[str]]:
+def resolve_unit(declared: str, said: Sequence[RecordedUnit]) -> tuple[str, bool, list[str]]:
     """The unit of the values, whether it is certain (declared, or said by content), and notes.
 
     Raises:
@@ -170,9 +169,9 @@ def value_notes(unit: str, low: float, high: float, whole: bool) -> list[str]:
     return [] if doubt is None else [f"the gene unit is {unit}, but {doubt}"]
 
 
-def _refuse_mixture(declared: str, said: Sequence[SaidUnit]) -> None:
+def _refuse_mixture(declared: str, said: Sequence[RecordedUnit]) -> None:
     """Refuse files that differ in what they say; a file that says nothing agrees only with a declared unit."""
-    units: dict[str, list[SaidUnit]] = {}
+    units: dict[str, list[RecordedUnit]] = {}
     for file in said:
         units.setdefault(_key(file.content or file.hint or UNKNOWN), []).append(file)
     if parse_unit(declared) != UNKNOWN:
@@ -195,7 +194,3 @@ def _same(one: str, other: str) -> bool:
 
 def _key(unit: str) -> str:
     return re.sub(r"\s+", "", canonical(unit)).lower()
-
-
-def _letters(text: str) -> str:
-    return re.sub(r"[\s_\-()]+", "", text)

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.genes_read import FAULTS as TEXT_FAULTS
-from gimp_ray.ingest.genes_read import is_number, open_text, require_file, separator_of
+from gimp_ray.io.text import TEXT_FAULTS, is_number, open_text, require_file, separator_of
 
 GeneSets = dict[str, tuple[str, ...]]
 

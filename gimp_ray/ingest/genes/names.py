@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.gene_options import GeneOptions
-from gimp_ray.ingest.gene_units import UNKNOWN, is_linear, parse_unit
-from gimp_ray.ingest.genes_read import ENTREZ, SYMBOL, GeneColumns
-from gimp_ray.ingest.readers.gene_sets import match_genes, read_gene_list, without_version
+from gimp_ray.ingest.genes.files import ENTREZ, SYMBOL, GeneColumns
+from gimp_ray.ingest.genes.options import GeneOptions
+from gimp_ray.io.gene_sets import match_genes, read_gene_list, without_version
+from gimp_ray.store.units import UNKNOWN, is_linear, parse_unit
 
 SOURCE_ID = "source_id"
 _ENSEMBL = re.compile(r"ENS[A-Z]*\d{11}")
@@ -141,7 +141,7 @@ def agree(plans: Sequence[GenePlan], rule: str) -> list[GenePlan]:
 def values_of(plan: GenePlan, values: np.ndarray) -> NDArray[np.float32]:
     """A source's rows (samples, source genes) as rows of the store (samples, G)."""
     with np.errstate(over="ignore"):
-        out = values[:, plan.take].astype(np.float32)
+        out = values[:, plan.take].astype(np.float32, copy=False)
         for gene, (places, weights) in plan.combine.items():
             out[:, gene] = values[:, places].astype(np.float32) @ weights
     return out

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.genes_read import FAULTS as TEXT_FAULTS
-from gimp_ray.ingest.genes_read import Head as FileHead
-from gimp_ray.ingest.genes_read import open_text, require_file, separator_of
+from gimp_ray.ingest.genes.files import Head as FileHead
+from gimp_ray.io.text import TEXT_FAULTS, open_text, require_file, separator_of
 
 _COLUMNS = {
     "file": "file_name filename file",

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # a test module's fixtures are made once; tests that wait leave the cores to others
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --dist loadgroup --no-loadscope-reorder --numprocesses
 
 .PHONY: install demo demo-short test test-fast test-local test-ray test-clusters test-faults lint clean help
 
@@ -31,16 +31,16 @@ test: install    ## lint, then the tests without Ray, then those on a local Ray 
 	$(MAKE) test-ray
 
 test-fast: install  ## the quick tests, without Ray
-	$(PYTEST) -m 'not ray and not slow' --ignore tests/faults
+	$(PYTEST) 3 -m 'not ray and not slow' --ignore tests/faults
 
 test-local: install  ## all tests without Ray: the quick ones, and those with real servers, kills and bad inputs
-	$(PYTEST) -m 'not ray' --ignore tests/faults
+	$(PYTEST) 3 -m 'not ray' --ignore tests/faults
 
 test-ray: install  ## the tests on local Ray clusters, one a test process
-	$(PYTEST) -m ray --ignore tests/faults --ignore tests/jobs --ignore tests/deploy --ignore tests/ray/test_two_nodes.py
+	$(PYTEST) 2 -m ray --ignore tests/faults --ignore tests/jobs --ignore tests/deploy --ignore tests/ray/test_two_nodes.py
 
 test-faults: install  ## what a machine does to a run: SIGTERM, SIGKILL, a full disk, bad losses, two commands at once
-	$(PYTEST) tests/faults
+	$(PYTEST) 2 tests/faults
 
 test-clusters: install  ## heads, jobs and nodes of their own: every stage by `ray job submit`, two nodes, two hosts
 	$(BIN)/python -m pytest -m ray tests/jobs tests/ray/test_two_nodes.py tests/deploy

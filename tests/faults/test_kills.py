@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gimp_ray import pipeline
@@ -28,11 +29,19 @@ def long(tiny: Config) -> Config:
     return changed(tiny, genes__encoder="none", train__epochs=40, checkpoint__every_epochs=3)
 
 
+def state(process: int, thread: int) -> str:
+    """A thread's state letter, as Linux gives it."""
+    return Path(f"/proc/{process}/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def test_a_second_command_is_refused_and_a_killed_ones_lock_taken_over(long: Config, tmp_path: Path) -> None:
     run = RunFolder(long.run or "")
     with started("pretrain", long, tmp_path / "run.yaml") as first:
         wait_for_steps(first, run, "pretrain", 20)
         first.send_signal(signal.SIGSTOP)
+        # the signal is sent at once and takes effect a little later, in each thread
+        while not all(state(first.pid, thread.id) == "T" for thread in psutil.Process(first.pid).threads()):
+            time.sleep(0.01)
         before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
         with pytest.raises(InputError, match="another command is at work on this run") as refusal:
             pipeline.pretrain(long)

@@ -1,19 +1,16 @@
-"""Options of the command line as plain data: dotted overrides, and dataclasses of options made of them."""
+"""Options of the command line: dotted overrides, and `Options` made of them."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from gimp_ray.config_files import explain
 from gimp_ray.errors import ConfigError
+from gimp_ray.options import Options
 
-Options = TypeVar("Options")
+Kind = TypeVar("Kind", bound=Options)
 ANY_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
 
 
@@ -39,19 +36,10 @@ def plain_values(overrides: dict[str, str]) -> dict[str, Any]:
     return {key.replace("-", "_"): yaml.safe_load(value) for key, value in overrides.items()}
 
 
-def options_of(kind: type[Options], tree: dict[str, Any], file: Path | None) -> Options:
-    """A dataclass of options from plain data; unknown names and impossible values are refused."""
-    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for key in tree:
-        if key not in names:
-            what, expected = f"unknown option '{key}'", "one of " + ", ".join(names)
-            raise ConfigError(what, file=file, expected=expected, found=key, fix="correct its name")
+def options_of(kind: type[Kind], tree: dict[str, Any], file: Path | None) -> Kind:
+    """Options from plain data; unknown names and impossible values are refused, with the file they may stand in."""
     try:
-        return _adapter(kind).validate_python(tree)  # type: ignore[arg-type,no-any-return]
-    except ValidationError as error:
-        raise explain(error, file, kind, "option") from None
-
-
-@functools.cache  # making one takes longer than an ingest of a few slides
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+        return kind(**tree)
+    except ConfigError as error:
+        error.file = error.file or (None if file is None else str(file))
+        raise

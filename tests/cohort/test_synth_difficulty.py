@@ -1,7 +1,6 @@
 """How hard the default cohort is: averaged bags say little, tumour patches and genes say much, both say more."""
 
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -89,6 +88,6 @@ def test_real_tiles_are_hard_to_average_and_easy_to_find(tmp_path: Path) -> None
     options = SynthOptions(
         cases=CASES, min_patches=200, median_patches=300, max_patches=400, dtype="float16", tile_bank=bank, genes=50
     )
-    views = read_views(write_synthetic_cohort(tmp_path / "c", replace(options, second_slide=0.0)))
+    views = read_views(write_synthetic_cohort(tmp_path / "c", SynthOptions(**dict(options) | {"second_slide": 0.0})))
     assert correct(views["mean"], views["labels"], views["groups"]).mean() < 0.8
     assert correct(views["tumour"], views["labels"], views["groups"]).mean() > 0.85

@@ -2,7 +2,6 @@
 
 import csv
 from collections import Counter, defaultdict
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -61,7 +60,7 @@ def groups_by_case(result: SynthResult) -> dict[str, set[tuple[int, int]]]:
 
 
 def test_patches_are_tiles_of_the_right_tissue(bank: Path, tmp_path: Path) -> None:
-    result = write_synthetic_cohort(tmp_path / "c", replace(SMALL, tile_bank=bank))
+    result = write_synthetic_cohort(tmp_path / "c", SynthOptions(**dict(SMALL) | {"tile_bank": bank}))
     assert result.dim == DIM
     with h5py.File(result.truth) as truth:
         for row in read_cases(result):
@@ -76,13 +75,13 @@ def test_patches_are_tiles_of_the_right_tissue(bank: Path, tmp_path: Path) -> No
 
 
 def test_few_cases_have_their_groups_to_themselves(bank: Path, tmp_path: Path) -> None:
-    result = write_synthetic_cohort(tmp_path / "c", replace(SMALL, cases=5, tile_bank=bank))
+    result = write_synthetic_cohort(tmp_path / "c", SynthOptions(**dict(SMALL) | {"cases": 5, "tile_bank": bank}))
     for first, second in combinations(groups_by_case(result).values(), 2):
         assert not first & second
 
 
 def test_many_cases_share_groups_but_never_across_the_parts_of_a_fold(bank: Path, tmp_path: Path) -> None:
-    result = write_synthetic_cohort(tmp_path / "c", replace(SMALL, cases=60, tile_bank=bank))
+    result = write_synthetic_cohort(tmp_path / "c", SynthOptions(**dict(SMALL) | {"cases": 60, "tile_bank": bank}))
     groups = groups_by_case(result)
     assert any(first & second for first, second in combinations(groups.values(), 2)), "the test needs shared groups"
     assert result.splits is not None
@@ -101,7 +100,7 @@ def test_many_cases_share_groups_but_never_across_the_parts_of_a_fold(bank: Path
 
 
 def test_folds_are_stratified_and_every_case_is_tested_once(bank: Path, tmp_path: Path) -> None:
-    result = write_synthetic_cohort(tmp_path / "c", replace(SMALL, cases=50, tile_bank=bank))
+    result = write_synthetic_cohort(tmp_path / "c", SynthOptions(**dict(SMALL) | {"cases": 50, "tile_bank": bank}))
     labels = {row["case_id"]: row["label"] for row in read_cases(result)}
     parts = {row["case_id"]: row["split_group"] for row in read_cases(result)}
     assert result.splits is not None
@@ -112,7 +111,7 @@ def test_folds_are_stratified_and_every_case_is_tested_once(bank: Path, tmp_path
 
 
 def test_neighbours_come_from_the_same_original(bank: Path, tmp_path: Path) -> None:
-    result = write_synthetic_cohort(tmp_path / "c", replace(SMALL, tile_bank=bank))
+    result = write_synthetic_cohort(tmp_path / "c", SynthOptions(**dict(SMALL) | {"tile_bank": bank}))
     same_near, same_far = [], []
     for path in result.patches.glob("*.h5"):
         with h5py.File(path) as file:
@@ -126,7 +125,9 @@ def test_neighbours_come_from_the_same_original(bank: Path, tmp_path: Path) -> N
 
 def test_a_class_that_the_bank_lacks_is_refused(bank: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="tissue KIRC") as caught:
-        write_synthetic_cohort(tmp_path / "c", replace(SMALL, classes=("LUAD", "KIRC"), tile_bank=bank))
+        write_synthetic_cohort(
+            tmp_path / "c", SynthOptions(**dict(SMALL) | {"classes": ("LUAD", "KIRC"), "tile_bank": bank})
+        )
     assert "LUSC" in str(caught.value)
     assert not (tmp_path / "c").exists()
 
@@ -135,11 +136,13 @@ def test_a_file_that_is_no_bank_is_refused(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.h5"
     wrong.write_bytes(b"not HDF5")
     with pytest.raises(InputError, match="tile bank"):
-        write_synthetic_cohort(tmp_path / "c", replace(SMALL, tile_bank=wrong))
+        write_synthetic_cohort(tmp_path / "c", SynthOptions(**dict(SMALL) | {"tile_bank": wrong}))
 
 
 def test_real_expression_keeps_its_cases_labels_and_values(expression: Path, tmp_path: Path) -> None:
-    result = write_synthetic_cohort(tmp_path / "c", replace(SMALL, cases=8, dim=4, genes_file=expression))
+    result = write_synthetic_cohort(
+        tmp_path / "c", SynthOptions(**dict(SMALL) | {"cases": 8, "dim": 4, "genes_file": expression})
+    )
     labels = {row["case_id"]: row["label"] for row in read_cases(result)}
     assert Counter(labels.values()) == {"LUAD": 4, "LUSC": 4}
     assert (result.n_genes, result.gene_unit) == (7, "log2(FPKM + 1)")
@@ -155,5 +158,7 @@ def test_real_expression_keeps_its_cases_labels_and_values(expression: Path, tmp
 
 def test_more_cases_than_the_expression_has_are_refused(expression: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="class LUAD") as caught:
-        write_synthetic_cohort(tmp_path / "c", replace(SMALL, cases=12, dim=4, genes_file=expression))
+        write_synthetic_cohort(
+            tmp_path / "c", SynthOptions(**dict(SMALL) | {"cases": 12, "dim": 4, "genes_file": expression})
+        )
     assert caught.value.found == "5" and "at most 10" in str(caught.value)

@@ -16,7 +16,7 @@ works, `--device cuda --bf16` measures a GPU, `--out FILE` writes JSON, `--docs`
 docs/performance.md, `--from FILE` makes the tables of an earlier run's JSON anew. Of `epoch`, `--skip-train-step`
 leaves reading alone and `--in-memory` leaves it out. The reference trainer is `_reference_model.py` with
 `_reference_bags.py`. Other benchmarks are programs of their own: `store`, `engine`, `sweeps`, `whole_bag`,
-`feed_cache`, `manifest`, `scaling`, `real_nsclc`.
+`feed_cache`, `manifest`, `scaling`.
 """
 
 from __future__ import annotations

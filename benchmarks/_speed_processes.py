@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from _engine_steps import NOTHING_KEPT
+from _store_timing import STATUS, resident
 
 ROOT = Path(__file__).resolve().parents[1]
 Found = dict[str, Any]
@@ -42,7 +43,6 @@ def memory(who: str, device: str, bf16: bool, length: int, size: int, sizes: Fou
     """MB at the peak of a pre-training step over model and optimiser, the batch as the trainer has it included."""
     import torch
     from _speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
-    from _whole_bag import STATUS, resident
 
     where, of = Where(torch.device(device), bf16), Sizes(**sizes)
     ours, theirs = pretraining(of, where)

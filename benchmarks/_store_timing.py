@@ -1,4 +1,4 @@
-"""Timing contestants side by side, and saying on what machine. Left out: what is timed, and tables."""
+"""Timing contestants side by side, and the machine that they ran on."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import psutil
 from gimp_ray.ingest.work import usable_cpus
 
 Spread = dict[str, float]
+STATUS = Path("/proc/self/status")
 
 
 def alternate(contestants: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, list[float]]:
@@ -42,6 +43,12 @@ def spread(values: Sequence[float], scale: float = 1.0) -> Spread:
 def ratios(of: Sequence[float], to: Sequence[float]) -> Spread:
     """Spread of the quotient of two contestants, round by round: what one round had in its way, the other had too."""
     return spread([a / b for a, b in zip(of, to, strict=True)])
+
+
+def resident(field: str) -> int:
+    """VmRSS (now) or VmHWM (most since the reset), bytes."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
 
 
 def machine() -> dict[str, object]:

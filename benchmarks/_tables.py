@@ -4,12 +4,8 @@ A section lies between two comment lines with its name; writing it again replace
 """
 
 import json
-import platform
-from datetime import date
 from pathlib import Path
 from typing import Any
-
-import torch
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:
@@ -32,30 +28,3 @@ def replace_section(path: Path, name: str, markdown: str) -> None:
         text = f"{text.rstrip()}\n\n{section}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def gene_table(rows: list[dict[str, Any]]) -> str:
-    """The rows of `_gene_rows.measure` as a Markdown table."""
-    head = "| method | fitted on | accuracy | minus logistic regression | AUC | minus logistic regression |"
-    lines = [head, "|---|---|---|---|---|---|"]
-    for row in rows:
-        difference = row["minus_reference"]
-        is_reference = difference["accuracy"]["low"] == difference["accuracy"]["high"] == 0
-        cells = [row["method"], row["trained_on"]]
-        for metric in ("accuracy", "auroc"):
-            cells += [_interval(row[metric]), "" if is_reference else _interval(difference[metric], sign=True)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def circumstances(command: str, hardware: str, seconds: float) -> str:
-    """How the numbers came about, in one paragraph."""
-    return (
-        f"Measured {date.today().isoformat()} on {hardware} in {seconds / 60:.0f} minutes (Python "
-        f"{platform.python_version()}, torch {torch.__version__}): `{command}`."
-    )
-
-
-def _interval(value: dict[str, Any], sign: bool = False) -> str:
-    form = "+.3f" if sign else ".3f"
-    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"

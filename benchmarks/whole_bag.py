@@ -1,115 +1,118 @@
-"""Whole bags through the fine-tuning model: peak memory over the model's and the bag's, and seconds, by length.
+"""Peak memory and CPU seconds of whole bags through the fine-tuning model, by length.
 
-    python -m benchmarks.whole_bag [--lengths 6000 148569] [--models this package] [--before REVISION] [--out FILE.json]
+    python -m benchmarks.whole_bag [--lengths 6000 148569] [--models this package] [--out FILE.json]
 
-Each measurement is a process of its own (`_whole_bag`), a forward pass in evaluation mode or a forward and a backward
-pass, one bag, float32, on one thread. `--before` measures an earlier revision of the package too, taken from git. A
-measurement that needs more than `--limit` bytes is reported as such. Prints JSON, then a Markdown table.
+Each measurement is a process of its own on one thread: a forward pass in evaluation mode, or a forward and a backward
+pass, of one float16 bag through float32 weights; `package` has the attention of `nystrom-attention` in the same layers.
+The peak is over that of model and bag. A measurement that needs more than `--limit` bytes is reported as such. Linux
+only. Prints a Markdown table.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
+import resource
 import subprocess
 import sys
-import tarfile
-import tempfile
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _store_timing import machine
+from _speed_models import Sizes, Where, classifiers
+from _store_timing import STATUS, machine, resident
 from _tables import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
-NAMES = {"this": "this package", "before": "before", "package": "`nystrom-attention`"}
+NAMES = {"this": "this package", "package": "`nystrom-attention`"}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """See the module."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[6000, 15_000, 50_000, 148_569])
-    parser.add_argument("--models", nargs="+", choices=["this", "package"], default=["this", "package"])
-    parser.add_argument("--before", help="a git revision to measure as well")
-    parser.add_argument("--passes", nargs="+", choices=["forward", "both"], default=["forward", "both"])
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--in-dim", type=int, default=1024)
-    parser.add_argument("--limit", type=float, default=9e9, help="bytes a measurement may have over model and bag")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
-
-    with tempfile.TemporaryDirectory() as folder:
-        places = dict.fromkeys(options.models, ROOT)
-        if options.before:
-            places["before"] = _checkout(options.before, Path(folder))
-        rows = [
-            {"model": name, "patches": patches, "passes": passes}
-            | _measured(place, name, patches, passes == "both", options)
-            for patches in options.lengths
-            for passes in options.passes
-            for name, place in places.items()
-        ]
-    result = {"machine": machine(), "before": options.before, "rows": rows}
-    if options.out:
-        write_json(options.out, result)
-    print(json.dumps(result, indent=1))
-    print(table(rows, options.limit))
+def make_bag(patches: int, in_dim: int) -> torch.Tensor:
+    """(1, N, E) float16, made in pieces so that nothing larger is ever in memory."""
+    generator = torch.Generator().manual_seed(0)
+    bag = torch.empty(1, patches, in_dim, dtype=torch.float16)
+    for piece in bag[0].split(1024):
+        piece.copy_(torch.randn(piece.shape, generator=generator))
+    return bag
 
 
-def table(rows: Sequence[dict[str, Any]], limit: float) -> str:
+def measure(model: str, patches: int, backward: bool, in_dim: int, dim: int, limit: int) -> dict[str, Any]:
+    """Peak bytes over those of model and bag in one step, and its seconds; `failed` where `limit` bytes did not do."""
+    torch.set_num_threads(1)
+    ours, reference = classifiers(Sizes(in_dim, dim, dim // 64), Where(torch.device("cpu")))
+    net = (ours if model == "this" else reference).train(backward)
+
+    def step(bag: torch.Tensor) -> None:
+        with torch.set_grad_enabled(backward):
+            logits = ours(bag).logits if model == "this" else reference(bag.float())
+        if backward:
+            F.cross_entropy(logits, torch.tensor([1])).backward()
+
+    step(make_bag(600, in_dim))  # libraries start their threads and take their workspaces
+    net.zero_grad(set_to_none=True)
+    bag = make_bag(patches, in_dim)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + limit, size + limit))
+    (STATUS.parent / "clear_refs").write_text("5")
+    before, started = resident("VmRSS"), time.process_time()
+    try:
+        step(bag)
+    except RuntimeError as problem:
+        if "alloc" not in str(problem):
+            raise
+        return {"failed": str(problem).splitlines()[0]}
+    return {
+        "bytes": resident("VmHWM") - before,
+        "cpu_seconds": time.process_time() - started,
+        "bag_bytes": bag.nbytes,
+    }
+
+
+def table(rows: list[dict[str, Any]], models: list[str], limit: float) -> str:
     """The measurements as Markdown, a line for each length and kind of pass."""
-    names = [name for name in NAMES if any(row["model"] == name for row in rows)]
     head = ["patches", "bag, MB", "passes"]
-    head += [f"{NAMES[name]}, MB" for name in names] + [f"{NAMES[name]}, CPU s" for name in names]
+    head += [f"{NAMES[name]}, MB" for name in models] + [f"{NAMES[name]}, CPU s" for name in models]
     lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for patches, passes in dict.fromkeys((row["patches"], row["passes"]) for row in rows):
         of = {row["model"]: row for row in rows if (row["patches"], row["passes"]) == (patches, passes)}
         bag = next((f"{row['bag_bytes'] / 1e6:,.0f}" for row in of.values() if "bag_bytes" in row), "")
-        words = "forward" if passes == "forward" else "forward, backward"
-        memory = [f"{of[n]['bytes'] / 1e6:,.0f}" if "bytes" in of[n] else f"over {limit / 1e6:,.0f}" for n in names]
-        seconds = [f"{of[n]['cpu_seconds']:.1f}" if "bytes" in of[n] else "" for n in names]
-        lines.append("| " + " | ".join([f"{patches:,}", bag, words, *memory, *seconds]) + " |")
+        memory = [f"{of[n]['bytes'] / 1e6:,.0f}" if "bytes" in of[n] else f"over {limit / 1e6:,.0f}" for n in models]
+        seconds = [f"{of[n]['cpu_seconds']:.1f}" if "bytes" in of[n] else "" for n in models]
+        lines.append("| " + " | ".join([f"{patches:,}", bag, passes, *memory, *seconds]) + " |")
     return "\n".join(lines)
 
 
-def _measured(place: Path, name: str, patches: int, backward: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """One process on the package in `place`; the meter is always this checkout's."""
-    wanted = {
-        "model": "package" if name == "package" else "this",
-        "patches": patches,
-        "backward": backward,
-        "in_dim": options.in_dim,
-        "dim": options.dim,
-        "limit": int(options.limit),
-    }
-    code = f"import sys; sys.path[:0] = [{str(place)!r}, {str(ROOT)!r}]; import runpy; "
-    code += f"runpy.run_path({str(ROOT / 'benchmarks' / '_whole_bag.py')!r}, run_name='__main__')"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(wanted)],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{name} {patches:,} {'both' if backward else 'forward'}: {found}", file=sys.stderr, flush=True)
-    return found
-
-
-def _checkout(revision: str, folder: Path) -> Path:
-    archive = subprocess.run(["git", "archive", revision, "gimp_ray"], cwd=ROOT, capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-        files.extractall(folder, filter="data")
-    return folder
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[6000, 15_000, 50_000, 148_569])
+    parser.add_argument("--models", nargs="+", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--in-dim", type=int, default=1024)
+    parser.add_argument("--limit", type=float, default=9e9, help="bytes a measurement may have over model and bag")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    parser.add_argument("--alone", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.alone:
+        print(json.dumps(measure(**json.loads(options.alone))))
+        return
+    rows = []
+    for patches in options.lengths:
+        for passes in ("forward", "forward, backward"):
+            for model in options.models:
+                asked = {"model": model, "patches": patches, "backward": passes != "forward"}
+                asked |= {"in_dim": options.in_dim, "dim": options.dim, "limit": int(options.limit)}
+                command = [sys.executable, __file__, "--alone", json.dumps(asked)]
+                done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=-1, check=True)
+                rows.append({"passes": passes} | asked | json.loads(done.stdout.splitlines()[-1]))
+                print(rows[-1], file=sys.stderr, flush=True)
+    if options.out:
+        write_json(options.out, {"machine": machine(), "rows": rows})
+    print(table(rows, options.models, options.limit))
 
 
 if __name__ == "__main__":

@@ -158,6 +158,7 @@ def _stacked(blocks: list[np.ndarray], by_row: bool) -> np.ndarray:
         block = blocks.pop()
         values[at : at + len(block)] = block
         at += len(block)
+    pa.default_memory_pool().release_unused()
     return values
 
 

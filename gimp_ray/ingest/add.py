@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from gimp_ray.errors import InputError
+from gimp_ray.ingest.cases import CaseTable
 from gimp_ray.ingest.genes import GeneMatrix
 from gimp_ray.ingest.patches import PatchSource
 from gimp_ray.ingest.patches.find import PatchFiles
 from gimp_ray.ingest.patches.write import stored_chunks
-from gimp_ray.ingest.readers.case_table import CaseTable
 from gimp_ray.ingest.roll import no_slide_column
 from gimp_ray.ingest.work import tick
 from gimp_ray.store.parts import SlideHash

@@ -81,7 +81,7 @@ def ingest_cohort(
     Args:
         patches: folder of patch features (CLAM, TRIDENT, STAMP, TANGLE, npy, npz, Parquet, zarr); None for genes alone.
         genes: gene files or folders of them, one or several (`genes.read_expression`); None for patches alone.
-        cases: case table, or several that are joined by case (`readers/case_table.py`).
+        cases: case table, or several that are joined by case (`ingest/cases/`).
         out: the store to make or to add to, a local path or a URI such as `s3://bucket/store`.
         splits: split table, or folder of CLAM's split files, to import beside the schemes that are made.
         sample_sheet: which gene file or sample is whose: GDC's sample sheet, or a table of one's own.

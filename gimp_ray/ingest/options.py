@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from gimp_ray.ingest.cases import CaseOptions
 from gimp_ray.ingest.genes.options import GeneOptions
-from gimp_ray.ingest.readers.case_table import CaseOptions
 from gimp_ray.options import Options
 from gimp_ray.store.schemes import check_scheme
 from gimp_ray.store.units import UNKNOWN

@@ -12,13 +12,13 @@ from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.ingest import add
 from gimp_ray.ingest import genes as gene_join
 from gimp_ray.ingest.add import Existing
+from gimp_ray.ingest.cases import CaseTable, read_cases
 from gimp_ray.ingest.genes import GeneMatrix, read_expression
 from gimp_ray.ingest.options import IngestOptions
 from gimp_ray.ingest.patches import PatchSource
 from gimp_ray.ingest.patches import slides as patch_slides
 from gimp_ray.ingest.patches.find import PatchFiles, find_patch_files
 from gimp_ray.ingest.patches.write import inspect, inspect_tasks
-from gimp_ray.ingest.readers.case_table import CaseTable, read_cases
 from gimp_ray.ingest.report import Coverage, IngestPlan
 from gimp_ray.ingest.roll import LeftOut, Roll
 from gimp_ray.ingest.splits import read_splits

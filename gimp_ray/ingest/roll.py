@@ -1,17 +1,22 @@
-"""The roll of an ingest: which cases and slides are in, and what was left out with its reason.
+"""Which cases and slides an ingest includes, and what it leaves out with the reason.
 
-Contradictions of the whole case table are refused when the roll is called; faults of one case or slide are left out
-one by one, and what hangs on them follows: a case without a slide goes, and so do the slides of a case that went.
+An inconsistent case table raises an error. A bad case or slide is excluded and reported; excluding a case also excludes
+its slides, and excluding the last slide of a case excludes the case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers.case_table import CaseTable
-from gimp_ray.ingest.slide_rule import choose_slides
+import numpy as np
+
+from gimp_ray.errors import ConfigError, InputError
+from gimp_ray.ingest.cases import CaseTable
+
+SLIDE_RULES = ("all", "DX", "DX1", "largest")
+_DIAGNOSTIC = re.compile(r"-DX(\d+|[A-Z])(?=$|[-_.])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class Roll:
         return {slide_id: self.case_of(slide_id) for slide_id in self.slide_row}
 
     def apply_slide_rule(self, rule: str, sizes: Mapping[str, int] | None = None) -> None:
-        """Leave out the slides that a rule does not choose (`slide_rule.py`), and cases without a slide then.
+        """Leave out the slides that a rule does not choose (`choose_slides`), and cases without a slide then.
 
         What the rule leaves out is the user's choice, and does not make a strict ingest fail.
 
@@ -271,3 +276,66 @@ def _count_reasons(items: Iterable[LeftOut]) -> list[str]:
             key = f"{item.kind}: {item.reason}"
             counts[key] = counts.get(key, 0) + 1
     return [f"{count} x {key}" for key, count in counts.items()]
+
+
+def choose_slides(
+    slide_ids: Sequence[str], case_ids: Sequence[str], sizes: Mapping[str, int] | None, rule: str
+) -> tuple[np.ndarray, list[str | None]]:
+    """Which slides a rule keeps; a pure function, whatever the order of the slides.
+
+    Args:
+        slide_ids: (n,) slides.
+        case_ids: (n,) case of each.
+        sizes: patches of each slide, for `largest`.
+        rule: `all`; `DX`: diagnostic slides (`-DX1`, `-DX2`, ... in the name); `DX1`: of each case the diagnostic slide
+            of the lowest number; `largest`: of each case the slide with most patches. Ties go by slide id.
+
+    Returns:
+        (n,) bool, kept; and the reason of each slide that is not, None for the others.
+
+    Raises:
+        ConfigError: an unknown rule, or `largest` without the size of a slide.
+    """
+    if rule not in SLIDE_RULES:
+        what, fix = "there is no such slide rule", "choose one of these"
+        raise ConfigError(what, expected=", ".join(SLIDE_RULES), found=repr(rule), fix=fix)
+    reasons: list[str | None] = [None] * len(slide_ids)
+    if rule in ("DX", "DX1"):
+        numbers = [_diagnostic_number(slide_id) for slide_id in slide_ids]
+        reasons = [f"not a diagnostic slide (rule {rule})" if number is None else None for number in numbers]
+        if rule == "DX1":
+            _keep_first(slide_ids, case_ids, numbers, "not the first diagnostic slide of its case (rule DX1)", reasons)
+    elif rule == "largest":
+        without = [slide_id for slide_id in slide_ids if sizes is None or slide_id not in sizes]
+        if sizes is None or without:
+            raise ConfigError(
+                "the slide rule largest needs the number of patches of each slide", case=next(iter(without), None)
+            )
+        order = [-sizes[slide_id] for slide_id in slide_ids]
+        _keep_first(slide_ids, case_ids, order, "not the largest slide of its case (rule largest)", reasons)
+    return np.array([reason is None for reason in reasons], dtype=bool), reasons
+
+
+def _diagnostic_number(slide_id: str) -> int | None:
+    """The number of a diagnostic slide (`DXA` counts after all numbers), None for another slide."""
+    match = _DIAGNOSTIC.search(slide_id)
+    if match is None:
+        return None
+    return int(match[1]) if match[1].isdigit() else 10**6 + ord(match[1].upper())
+
+
+def _keep_first(
+    slide_ids: Sequence[str],
+    case_ids: Sequence[str],
+    order: Sequence[int | None],
+    reason: str,
+    reasons: list[str | None],
+) -> None:
+    """Give `reason` to every slide but the first of its case by `order`, then by id; skip slides without order."""
+    first: dict[str, tuple[int, str]] = {}
+    for slide_id, case_id, number in zip(slide_ids, case_ids, order, strict=True):
+        if number is not None:
+            first[case_id] = min(first.get(case_id, (number, slide_id)), (number, slide_id))
+    for i, (slide_id, case_id, number) in enumerate(zip(slide_ids, case_ids, order, strict=True)):
+        if number is not None and first[case_id][1] != slide_id:
+            reasons[i] = reason

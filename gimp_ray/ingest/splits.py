@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers.case_table import slide_stem
-from gimp_ray.ingest.readers.cases_text import TextFile, open_text, read_columns, stripped
+from gimp_ray.ingest.cases import slide_stem
+from gimp_ray.ingest.cases.text import TextFile, open_text, read_columns, stripped
 from gimp_ray.ingest.roll import LeftOut
 from gimp_ray.store.splits import IMPORTED, KEYS, PARTS, check_table, is_sorted, join_splits
 

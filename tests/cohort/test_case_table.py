@@ -10,7 +10,7 @@ import pytest
 from cohort_files import Sources, features, grid, write_csv, write_h5
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers.case_table import read_case_table, slide_stem
+from gimp_ray.ingest.cases import read_cases, slide_stem
 from gimp_ray.store import CohortStore
 
 
@@ -68,7 +68,7 @@ def test_no_slide_column_is_needed_for_genes_alone(sources: Sources) -> None:
 def test_odd_but_clear_tables_are_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "cases.csv"
     path.write_text(text, encoding="utf-8", newline="")
-    table = read_case_table(path)
+    table = read_cases([path])
     assert table.case_ids == ["007", "008"]
     assert table.slide_ids == ["007", "008"]
     assert table.labels == ["1", "0"], "labels are text, never numbers"
@@ -77,9 +77,9 @@ def test_odd_but_clear_tables_are_read(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message", "found"),
     [
-        ("case_id,slide_id,subtype\na,b,c\n", "no label column", "case_id, slide_id, subtype"),
-        ("patient,slide_id,label\na,b,c\n", "no case_id column", "patient, slide_id, label"),
-        ("case_id;slide_id;label\na;b;c\n", "no case_id column", "case_id;slide_id;label"),
+        ("case_id,slide_id,grade\na,b,c\n", "no label column", "case_id, slide_id, grade"),
+        ("name,slide_id,label\na,b,c\n", "no case_id column", "name, slide_id, label"),
+        ("case_id;slide_id;label\na;b;c\n", "no label column", "case_id;slide_id;label"),
         ("case_id,slide_id,label\n", "no rows", "a header alone"),
         ("", "cannot be read", "an empty file"),
         ("case_id,slide_id,label\na,b\n", "cannot be read", "Expected 3 columns, got 2"),
@@ -90,7 +90,7 @@ def test_tables_that_are_none_are_refused(tmp_path: Path, text: str, message: st
     path = tmp_path / "cases.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        read_case_table(path)
+        read_cases([path])
     assert caught.value.file == str(path)
     assert caught.value.found is not None and found in caught.value.found
 
@@ -99,7 +99,7 @@ def test_types_come_from_the_whole_file(tmp_path: Path) -> None:
     """A text in row 60,000 of a column of numbers, beyond Arrow's first block."""
     rows = [[f"c{i:06d}", "x" * 20, "y", i] for i in range(60_000)]
     rows[-1][3] = "not done"
-    extra = read_case_table(write_csv(tmp_path / "c.csv", ("case_id", "note", "label", "grade"), rows)).extra
+    extra = read_cases([write_csv(tmp_path / "c.csv", ("case_id", "note", "label", "grade"), rows)]).extra
     assert extra.schema.field("grade").type == pa.string()
     assert extra["grade"][-1].as_py() == "not done"
 
@@ -107,7 +107,7 @@ def test_types_come_from_the_whole_file(tmp_path: Path) -> None:
 def test_line_ends_within_quotes(tmp_path: Path) -> None:
     path = tmp_path / "cases.csv"
     path.write_text('case_id,label,report\na,x,"first\nsecond"\nb,y,none\n')
-    table = read_case_table(path)
+    table = read_cases([path])
     assert table.case_ids == ["a", "b"]
     assert table.extra["report"].to_pylist() == ["first\nsecond", "none"]
 
@@ -116,7 +116,7 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cases.csv"
     path.write_bytes("case_id,label,hospital\na,x,Köln\n".encode("latin-1"))
     with pytest.raises(InputError, match="not UTF-8") as caught:
-        read_case_table(path)
+        read_cases([path])
     assert caught.value.found == "byte 0xf6 in line 2"
 
 

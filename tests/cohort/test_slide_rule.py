@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.ingest.readers.case_table import CaseTable
-from gimp_ray.ingest.roll import Roll
-from gimp_ray.ingest.slide_rule import SLIDE_RULES, choose_slides
+from gimp_ray.ingest.cases import CaseTable
+from gimp_ray.ingest.roll import SLIDE_RULES, Roll, choose_slides
 
 CASE = "TCGA-05-4249"
 DX1, DX2, DX10 = (f"{CASE}-01Z-00-DX{n}.9fce0297-cc19" for n in (1, 2, 10))

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gimp_ray.errors import InputError
+from gimp_ray.ingest.cases import slide_stem
 from gimp_ray.ingest.patches import PATCH_READERS, hdf5
 from gimp_ray.ingest.patches.source import feature_encoder, is_coords_folder, listed
-from gimp_ray.ingest.readers.case_table import slide_stem
 
 # a job folder's features lie two levels down, those of a folder of jobs three
 _DEPTH = 3

@@ -1,13 +1,13 @@
-"""One file of a case table, read: its cases, slides and labels where it has them, and its further columns.
+"""One file of a case table: which columns are the case, the slide and the label, and its further columns.
 
-Left out: choosing the label among several files (`case_table.py`), joining files (`cases_join.py`), and what further
-columns mean (`cases_derived.py`).
+A column is named by an option or recognised by its name. The project's own names (`case_id`, `slide_id`, `label`) count
+first, then the usual names of other tools; between two of those the user must choose.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,42 +15,78 @@ from typing import Any
 import pyarrow as pa
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.readers import cases_cbioportal, cases_gdc
-from gimp_ray.ingest.readers.cases_clam import molecular_columns
-from gimp_ray.ingest.readers.cases_columns import (
-    TEXT_NAMES,
-    USUAL_NAMES,
-    candidates,
-    no_column,
-    one_of,
-    plain_name,
-    unused_name,
-)
-from gimp_ray.ingest.readers.cases_text import MISSING, MISSING_OF_PORTALS, TextFile, read_columns, stripped
+from gimp_ray.ingest.cases.clinical import FORMATS, CaseFormat, molecular_columns, plain_name, unused_name
+from gimp_ray.ingest.cases.text import MISSING, MISSING_OF_PORTALS, TextFile, read_columns, stripped
+
+# role -> own name, then the usual ones; compared in lower case with _ for blanks and dashes
+USUAL_NAMES: dict[str, tuple[str, ...]] = {
+    "case": (
+        "case_id",
+        "case",
+        "patient",
+        "patient_id",
+        "bcr_patient_barcode",
+        "case_submitter_id",
+        "cases.submitter_id",
+        "submitter_id",
+    ),
+    "slide": ("slide_id", "slide", "slide_name", "filename", "file_name"),
+    "label": (
+        "label",
+        "oncotree_code",
+        "class",
+        "subtype",
+        "cancer_type",
+        "cancer_type_detailed",
+        "cancer_type_acronym",
+        "molecular_subtype",
+    ),
+}
+# read as text: `05` is a code, not the number 5
+TEXT_NAMES = frozenset({"site", "patient_id", "sample_id", "tissue_source_site"})
+
+
+def candidates(role: str, names: Sequence[str]) -> list[str]:
+    """The columns that could have a role: the own name alone where it is there, else every usual name."""
+    own, *usual = USUAL_NAMES[role]
+    if own in names:
+        return [own]
+    return [name for name in names if plain_name(name) in (own, *usual)]
+
+
+def one_of(role: str, found: Sequence[str], path: Path) -> str | None:
+    """The only candidate, None where there is none; InputError where there are several."""
+    if len(found) > 1:
+        raise InputError(
+            f"several columns could be the {role}",
+            file=path,
+            expected=f"one, or the option {role}_column",
+            found=", ".join(found),
+            fix=f"say which: {' or '.join(f'{role}_column={name}' for name in found[:4])}",
+        )
+    return found[0] if found else None
+
+
+def no_column(role: str, names: Sequence[str], path: Path) -> InputError:
+    """The refusal of a table without a column that has the role."""
+    own = USUAL_NAMES[role][0]
+    shown = ", ".join(names[:30]) + (f" and {len(names) - 30:,} more" if len(names) > 30 else "")
+    fix = f"name the column that holds the {'class' if role == 'label' else role} {own!r}, or say {role}_column=NAME"
+    if len(names) == 1 and ";" in names[0]:
+        fix = "separate the columns by commas or tabs, not by ;"
+    return InputError(
+        f"the case table has no {own} column",
+        file=path,
+        expected=f"one of {', '.join(USUAL_NAMES[role])}, or the option {role}_column",
+        found=shown or "no columns",
+        fix=fix,
+    )
+
 
 _COUNTER = re.compile(r"#|Unnamed: \d+")
 _ALL_MISSING = MISSING + MISSING_OF_PORTALS
 _SHOWN = 8
-
 LabelMap = Mapping[str, str | None]
-
-
-@dataclass(frozen=True)
-class CaseFormat:
-    """A portal's file: which header it has, where its case is, and what is a label where nothing else is one."""
-
-    recognises: Callable[[Sequence[str], Sequence[str]], bool]
-    case_names: tuple[str, ...]
-    default_labels: tuple[str, ...] = ()
-    largest_counts: tuple[str, ...] = ()
-
-
-FORMATS = (
-    CaseFormat(
-        cases_gdc.recognises, cases_gdc.CASE_NAMES, cases_gdc.DEFAULT_LABELS, largest_counts=cases_gdc.LARGEST_COUNTS
-    ),
-    CaseFormat(cases_cbioportal.recognises, cases_cbioportal.CASE_NAMES),
-)
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,0 @@
-"""Readers of case tables, gene sets and sample sheets."""

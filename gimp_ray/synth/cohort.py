@@ -3,11 +3,11 @@
     OUT/patches/h5_files/<slide_id>.h5   CLAM: features (N, D), coords (N, 2) level-0 pixels, with CLAM's attributes
     OUT/genes.tsv | genes.h5             generated FPKM, genes x cases | real expression, cases x genes
     OUT/cases.csv                        case_id, slide_id, label, age, site, survival_months, censorship[, split_group]
-    OUT/splits.csv                       scheme, fold, part, case_id: with a tile bank only (see `synth_tiles.py`)
+    OUT/splits.csv                       scheme, fold, part, case_id: with a tile bank only
     OUT/truth.h5                         what every patch is: tumour, tissue, group; for tests and heat maps
 
 `OUT` appears whole or not at all. Every slide has its own random stream. Memory is bounded by a few thousand patches,
-not by a slide. Left out: pixels, `.pt` bags, missing modalities.
+not by a slide.
 """
 
 from __future__ import annotations
@@ -15,53 +15,28 @@ from __future__ import annotations
 import csv
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import h5py
 import numpy as np
 
 from gimp_ray.errors import InputError
 from gimp_ray.synth import genes as synth_genes
-from gimp_ray.synth.geometry import SlideLayout, layout_slide
 from gimp_ray.synth.options import SynthOptions, SynthResult
-from gimp_ray.synth.patches import GeneratedPatches, PaintedSlide, SlideSubject
-from gimp_ray.synth.tiles import BankPatches, TileBank, kfold_rows
+from gimp_ray.synth.patches import (
+    BankPatches,
+    Case,
+    GeneratedPatches,
+    SlideLayout,
+    TileBank,
+    kfold_rows,
+    layout_slide,
+)
 
 __all__ = ["SynthOptions", "SynthResult", "write_synthetic_cohort"]
 
 CLAM_CHUNK = 32  # rows a chunk, as CLAM writes features
 GENERATED_UNIT = "FPKM"
-
-
-class Painter(Protocol):
-    """Gives the patches of a laid-out slide their embeddings."""
-
-    dim: int
-
-    def paint(self, layout: SlideLayout, subject: SlideSubject, rng: np.random.Generator) -> PaintedSlide:
-        """Embeddings in scan order."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """One patient before anything is written."""
-
-    case_id: str
-    label: int
-    site: int
-    clear: bool
-    tumour_fraction: float
-    slide_sizes: tuple[int, ...]
-    age: int
-    survival_months: float
-    censorship: int
-
-    @property
-    def slide_ids(self) -> list[str]:
-        """Named as TCGA names diagnostic slides."""
-        return [f"{self.case_id}-01Z-00-DX{number + 1}" for number in range(len(self.slide_sizes))]
 
 
 def write_synthetic_cohort(
@@ -93,7 +68,11 @@ def write_synthetic_cohort(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         n_patches = _write_slides(aside, options, cases, painter, progress)
-        genes_name = _write_genes(aside, options, cases, real)
+        genes_name = "genes.tsv" if real is None else "genes.h5"
+        if real is None:
+            synth_genes.write_generated(aside / genes_name, options, cases)
+        else:
+            synth_genes.write_real(aside / genes_name, real)
         _write_tables(aside, options, cases, painter)
         if out.exists():
             out.rmdir()
@@ -136,6 +115,7 @@ def _draw_case(options: SynthOptions, index: int, case_id: str, label: int) -> C
     # log-normal around the mean: a few cases have several times the usual share of tumour
     fraction = options.mean_tumour_fraction * float(np.exp(0.5 * rng.standard_normal() - 0.125))
     return Case(
+        index=index,
         case_id=case_id,
         label=label,
         site=int(rng.integers(options.sites)),
@@ -152,7 +132,7 @@ def _write_slides(
     folder: Path,
     options: SynthOptions,
     cases: Sequence[Case],
-    painter: Painter,
+    painter: GeneratedPatches | BankPatches,
     progress: Callable[[int, int], None] | None,
 ) -> int:
     """Writes all bags and the truth; returns the number of patches."""
@@ -161,29 +141,23 @@ def _write_slides(
     total = sum(len(case.slide_sizes) for case in cases)
     done = patches = 0
     with h5py.File(folder / "truth.h5", "w") as truth:
-        for index, case in enumerate(cases):
-            subject = SlideSubject(index, case.label, case.site, case.clear)
+        for case in cases:
             for number, (slide_id, size) in enumerate(zip(case.slide_ids, case.slide_sizes, strict=True)):
-                rng = np.random.default_rng([options.seed, 7, index, number])
-                layout = layout_slide(rng, size, _tumour_count(case.tumour_fraction, size), options.step)
-                painted = painter.paint(layout, subject, rng)
-                _write_bag(bags / f"{slide_id}.h5", slide_id, options, layout, painted.chunks, painter.dim)
-                group = truth.create_group(slide_id)
-                group["tumour"], group["tissue"], group["group"] = layout.tumour, painted.tissue, painted.group
+                rng = np.random.default_rng([options.seed, 7, case.index, number])
+                # a slide of a tumour patient shows some tumour, unless the user asked for none at all
+                tumour = min(size, max(1, round(case.tumour_fraction * size))) if case.tumour_fraction else 0
+                layout = layout_slide(rng, size, tumour, options.step)
+                chunks, tissue, group = painter.paint(layout, case, rng)
+                _write_bag(bags / f"{slide_id}.h5", options, layout, chunks, painter.dim)
+                truth[f"{slide_id}/tumour"], truth[f"{slide_id}/tissue"] = layout.tumour, tissue
+                truth[f"{slide_id}/group"] = group
                 done, patches = done + 1, patches + size
                 if progress is not None:
                     progress(done, total)
     return patches
 
 
-def _tumour_count(fraction: float, size: int) -> int:
-    # a slide of a tumour patient shows some tumour, unless the user asked for none at all
-    return 0 if fraction == 0 else min(size, max(1, round(fraction * size)))
-
-
-def _write_bag(
-    path: Path, slide_id: str, options: SynthOptions, layout: SlideLayout, chunks: Iterable[np.ndarray], dim: int
-) -> None:
+def _write_bag(path: Path, options: SynthOptions, layout: SlideLayout, chunks: Iterable[np.ndarray], dim: int) -> None:
     n_patches = len(layout.coords)
     with h5py.File(path, "w") as file:
         rows = (min(CLAM_CHUNK, n_patches), dim)
@@ -201,32 +175,25 @@ def _write_bag(
                 "downsample": np.ones(2),
                 "downsampled_level_dim": level_dim,
                 "level_dim": level_dim,
-                "name": slide_id,
+                "name": path.stem,
             }
         )
 
 
-def _write_genes(folder: Path, options: SynthOptions, cases: Sequence[Case], real: synth_genes.RealCases | None) -> str:
-    if real is not None:
-        synth_genes.write_real(folder / "genes.h5", real)
-        return "genes.h5"
-    case_ids, labels, sites = zip(*((case.case_id, case.label, case.site) for case in cases), strict=True)
-    synth_genes.write_generated(folder / "genes.tsv", options, case_ids, labels, sites)
-    return "genes.tsv"
-
-
-def _write_tables(folder: Path, options: SynthOptions, cases: Sequence[Case], painter: Painter) -> None:
+def _write_tables(
+    folder: Path, options: SynthOptions, cases: Sequence[Case], painter: GeneratedPatches | BankPatches
+) -> None:
     header = ["case_id", "slide_id", "label", "age", "site", "survival_months", "censorship"]
-    parts = painter.parts if isinstance(painter, BankPatches) else None
+    split_groups = painter.split_groups if isinstance(painter, BankPatches) else None
     rows: list[list[object]] = []
-    for index, case in enumerate(cases):
+    for case in cases:
         for slide_id in case.slide_ids:
             label, site = options.classes[case.label], f"S{case.site + 1:02d}"
             row: list[object] = [case.case_id, slide_id, label, case.age, site, case.survival_months, case.censorship]
-            rows.append(row if parts is None else [*row, int(parts[index])])
-    if parts is not None:
+            rows.append(row if split_groups is None else [*row, int(split_groups[case.index])])
+    if split_groups is not None:
         header.append("split_group")
-        folds = kfold_rows([case.case_id for case in cases], parts)
+        folds = kfold_rows([case.case_id for case in cases], split_groups)
         _write_csv(folder / "splits.csv", ["scheme", "fold", "part", "case_id"], folds)
     _write_csv(folder / "cases.csv", header, rows)
 

@@ -1,8 +1,8 @@
 """Expression of a synthetic cohort: generated, or real cases taken from a file.
 
 Generated log2(FPKM + 1) of a gene = level + spread * (pathway factors + site + noise + class), where only a share of
-the genes knows the class and only a share of the cases shows it; written as linear FPKM, genes x cases, as GDC does.
-Real expression keeps its values, unit and layout (cases x genes, HDF5). Left out: counts, gene lengths, library size.
+the genes depends on the class and only a share of the cases shows it; written as linear FPKM, genes x cases, as GDC
+does. Real expression keeps its values, unit and layout (cases x genes, HDF5).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
 from gimp_ray.synth.options import SynthOptions
+from gimp_ray.synth.patches import Case
 
 FACTORS = 12  # pathways shared by many genes
 FACTOR_SPREAD, SITE_SPREAD, NOISE_SPREAD = 0.25, 0.25, 0.7
@@ -38,11 +39,10 @@ class RealCases:
     unit: str
 
 
-def write_generated(
-    path: Path, options: SynthOptions, case_ids: Sequence[str], labels: Sequence[int], sites: Sequence[int]
-) -> None:
+def write_generated(path: Path, options: SynthOptions, cases: Sequence[Case]) -> None:
     """Write `gene_id<TAB>case...` with linear FPKM to 4 decimals, one gene a line."""
     rng = np.random.default_rng([options.seed, 3])
+    case_ids, labels, sites = zip(*((case.case_id, case.label, case.site) for case in cases), strict=True)
     factors_FB = rng.standard_normal((FACTORS, len(case_ids)))
     clear_B = rng.random(len(case_ids)) < options.gene_clarity
     informative = np.zeros(options.genes, bool)

@@ -27,6 +27,13 @@ from gimp_ray.errors import ConfigError
     help="Gene matrix (CSV, TSV, Parquet, HDF5, h5ad, Xena, cBioPortal), or folder of GDC files; may be given again.",
 )
 @click.option(
+    "--vector",
+    "vectors",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="A further matrix of cases and named features, stored as modality NAME: cnv=cnv.tsv; may be given again.",
+)
+@click.option(
     "--cases",
     multiple=True,
     type=click.Path(path_type=Path),
@@ -68,6 +75,8 @@ def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | No
         | {k: list(v) if isinstance(v, tuple) else v for k, v in given.items() if v not in (None, ())}
         | plain_values(overrides_of(ctx.args))
     )
+    if isinstance(tree.get("vectors"), list):
+        tree["vectors"] = dict(_named(text) for text in tree["vectors"])
     places = {name: tree.pop(name, None) for name in ("patches", "genes", "cases", "out", "splits", "sample_sheet")}
     for name in ("cases", "out"):
         if places[name] is None:
@@ -88,6 +97,15 @@ def ingest(ctx: click.Context, config: Path | None, dry_run: bool, ray: str | No
         **paths,  # type: ignore[arg-type]
     )
     click.echo(str(report))
+
+
+def _named(text: str) -> tuple[str, Path]:
+    """`cnv=cnv.tsv` as the name and the file."""
+    name, equals, file = text.partition("=")
+    if not equals or not file:
+        what, fix = "--vector names no file", "such as --vector cnv=cnv.tsv"
+        raise ConfigError(what, expected="--vector NAME=FILE", found=text, fix=fix)
+    return name, Path(file)
 
 
 def _path(value: Any) -> Any:

@@ -215,7 +215,15 @@ def index_cases(store: CohortStore, case_ids: Sequence[str]) -> CohortIndex:
     rows = np.sort(found.to_numpy()).astype(np.int64)
     labels = pc.index_in(store.cases["label"].take(pa.array(rows)), pa.array(store.classes, pa.string()))
     if labels.null_count:
-        raise InputError("a case's label is no class of the store", file=store.path, fix="`gimp check STORE` says more")
+        without = store.cases["case_id"].take(pa.array(rows)).filter(pc.is_null(labels)).to_pylist()
+        raise InputError(
+            "cases have no label",
+            file=store.path,
+            case=", ".join(without[:10]),
+            expected=f"a label of every case: {', '.join(store.classes)}",
+            found=f"{len(without):,} of {len(rows):,} cases without one",
+            fix="use the cases of `CohortStore.complete_cases`, or ingest again with their labels",
+        )
     slide_ids, first, patches = _slides_of(store, rows)
     chosen = _one(store.cases["case_id"].take(pa.array(rows)))
     return CohortIndex(Ids(chosen), labels.to_numpy().astype(np.int64), slide_ids, first, patches)
@@ -426,6 +434,15 @@ def _windows(case: Ints, place: NDArray[np.float64], index: CohortIndex, window:
         return np.full(len(case), -1, dtype=np.int64), np.zeros(len(case), dtype=np.int64)
     ends = np.concatenate([[0], np.cumsum(index.slide_patches)])
     low, high = ends[index.first_slide[case]], ends[index.first_slide[case + 1]]
+    if (low == high).any():
+        without = sorted({str(index.case_ids[number]) for number in case[low == high].tolist()})
+        raise InputError(
+            "cases have no slide to draw a window from",
+            case=", ".join(without[:10]),
+            expected="at least one slide of every case",
+            found=f"{len(without):,} cases without one",
+            fix="use the cases of `CohortStore.complete_cases`, or ingest again with their slides",
+        )
     patch = np.minimum(low + (place[:, 0] * (high - low)).astype(np.int64), high - 1)
     slide = np.searchsorted(ends, patch, side="right") - 1
     room = np.maximum(index.slide_patches[slide] - window + 1, 1)

@@ -45,6 +45,13 @@ class Existing:
         return {slide_id: row for row, slide_id in enumerate(self.store.slides["slide_id"].to_pylist())}
 
     @cached_property
+    def is_incomplete(self) -> bool:
+        """Whether a stored case lacks a label, slides or genes: such cases are kept then."""
+        manifest = self.store.manifest
+        known = ["label", *(name for name in ("patches", "rna") if name in manifest.modalities)]
+        return len(self.store.complete_cases(*known)) < manifest.num_cases
+
+    @cached_property
     def cases(self) -> frozenset[str]:
         """The stored cases."""
         return frozenset(self.store.cases["case_id"].to_pylist())
@@ -96,7 +103,8 @@ def with_stored_rows(table: CaseTable, existing: Existing, stems: Collection[str
     if table.slide_ids is None and new and new.isdisjoint(table.case_ids):
         raise no_slide_column(table)
     store = existing.store
-    cases = {row["case_id"]: row for row in store.cases.to_pylist()}
+    stored_cases = store.cases.drop_columns(sorted(store.has_columns))
+    cases = {row["case_id"]: row for row in stored_cases.to_pylist()}
     slides = store.slides.to_pylist() if store.slides.num_rows else []
     if table.slide_ids is None and slides:  # files are named by case, or the table names no new slide
         table = dataclasses.replace(table, slide_ids=list(table.case_ids))
@@ -107,15 +115,15 @@ def with_stored_rows(table: CaseTable, existing: Existing, stems: Collection[str
         if slide["slide_id"] not in known:
             of_case = {k: v for k, v in cases[slide["case_id"]].items() if k not in ("case_id", "label")}
             rows.append((slide["case_id"], slide["slide_id"], of_case | {k: slide[k] for k in extra_of_slides}))
-    if not slides:
-        named = set(table.case_ids)
-        rows = [(c, None, {k: v for k, v in row.items() if k not in ("case_id", "label")}) for c, row in cases.items()]
-        rows = [row for row in rows if row[0] not in named]
+    named = {*table.case_ids, *(slide["case_id"] for slide in slides)}
+    for case_id, row in cases.items():
+        if case_id not in named:
+            rows.append((case_id, None, {k: v for k, v in row.items() if k not in ("case_id", "label")}))
     if not rows:
         return table
     extra = [
         pa.field(name, store_table.schema.field(name).type)
-        for store_table, names in ((store.cases, store.cases.column_names[2:]), (store.slides, extra_of_slides))
+        for store_table, names in ((stored_cases, stored_cases.column_names[2:]), (store.slides, extra_of_slides))
         for name in names
     ]
     stored = pa.Table.from_pylist([row[2] for row in rows], schema=pa.schema(extra))
@@ -150,7 +158,7 @@ def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[Ge
         if matrix is not None:
             raise _other_genes(matrix, existing, "expression for a store without genes")
         return None, []
-    cases, genes = store.cases["case_id"].to_pylist(), store.table("genes")
+    cases, genes = store.complete_cases("rna"), store.table("genes")
     own_columns = [name for name in genes.column_names if name not in ("gene_id", "position")]
     stored = GeneMatrix(
         path=Path(store.path),

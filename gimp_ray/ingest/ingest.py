@@ -187,12 +187,20 @@ def _write(
             f"not stored, for they differ within a case and there are no slides: {', '.join(varying)}"
         )
     cases = tables.cases_table(roll.labels, extra.select(constant), roll.case_row)
+    having = {name: vector.cases for name, vector in prepared.vectors.items()}
+    if prepared.matrix is not None:
+        having["rna"] = frozenset(prepared.matrix.row_of)
+    cases = tables.with_modalities(cases, having)
     writer.write("cases", cases)
+    stored_cases = {name: [case_id for case_id in sorted(roll.labels) if case_id in having[name]] for name in having}
     vectors: dict[str, Vector] = {}
     if prepared.matrix is not None:
         genes = tables.features_table("rna", prepared.gene_ids, prepared.matrix.gene_columns)
         values = prepared.matrix.expression
-        vectors["rna"] = writer.write_vector("rna", genes, sorted(roll.labels), values, prepared.gene_unit)
+        vectors["rna"] = writer.write_vector("rna", genes, stored_cases["rna"], values, prepared.gene_unit)
+    for name, vector in prepared.vectors.items():
+        vectors[name] = writer.write_vector(name, vector.features, stored_cases[name], vector.values, vector.unit)
+    prepared.notes += _lacking(cases, slides, stored_cases)
     splits = _splits(prepared, cases, options)
     if splits.num_rows:
         writer.write("splits", splits)
@@ -203,9 +211,18 @@ def _write(
     return _report(prepared, manifest, splits, place, options), manifest
 
 
+def _lacking(cases: pa.Table, slides: pa.Table | None, stored: dict[str, list[str]]) -> list[str]:
+    """Notes on the stored cases that lack a label or a modality."""
+    n = cases.num_rows
+    counts = {"label": n - cases["label"].null_count, **{name: len(ids) for name, ids in stored.items()}}
+    if slides is not None:
+        counts["slide"] = len(slides["case_id"].unique())
+    return [f"{n - count:,} of {n:,} stored cases have no {name}" for name, count in counts.items() if count < n]
+
+
 def _splits(prepared: Prepared, cases: pa.Table, options: IngestOptions) -> pa.Table:
     """splits.parquet: what the user brought, what is stored, and the schemes asked for that neither has."""
-    labels = prepared.roll.labels
+    labels = {case_id: label or "no label" for case_id, label in prepared.roll.labels.items()}
     brought = [] if prepared.splits is None else [keep_cases(prepared.splits, labels)]
     found, notes = list(brought), list[str]()
     if prepared.existing is not None:
@@ -254,7 +271,7 @@ def _report(
     prepared: Prepared, manifest: Manifest, splits: pa.Table, place: str, options: IngestOptions
 ) -> IngestReport:
     roll = prepared.roll
-    counts = Counter(roll.labels.values())
+    counts = Counter(label for label in roll.labels.values() if label)
     return IngestReport(
         store=place,
         manifest=manifest,

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from gimp_ray.ingest.cases import CaseOptions
 from gimp_ray.ingest.genes.options import GeneOptions
+from gimp_ray.ingest.vectors import check_names
 from gimp_ray.options import Options
 from gimp_ray.store.schemes import check_scheme
 from gimp_ray.store.units import UNKNOWN
@@ -51,6 +52,10 @@ class IngestOptions(Options):
         gene_missing: a missing value leaves out its `case`, or its `gene` in all cases.
         par_y: rows of the Y copies of pseudo-autosomal genes: `drop`, `keep`, `add`.
         samples: several samples of a case: `primary`, `refuse`, `mean`.
+        vectors: modality -> file of cases and named features, such as `{cnv: cnv.tsv, protein: rppa.csv}`.
+        vector_units: modality -> unit of its values; `unknown` otherwise.
+        incomplete: cases without a label, slide or expression: `leave_out`, or `keep` (they are stored, and not trained
+            on with what they lack). A case without a value of `vectors` is always kept.
         case_column, slide_column, label_column: names of columns; None recognises them.
         labels: label in the table -> label to store, null to leave its cases out.
         slides: which slides of a case: `all`, `DX`, `DX1`, `largest`.
@@ -79,6 +84,9 @@ class IngestOptions(Options):
     gene_missing: str = "case"
     par_y: str = "drop"
     samples: str = "primary"
+    vectors: Mapping[str, Path] = Field(default_factory=dict)
+    vector_units: Mapping[str, str] = Field(default_factory=dict)
+    incomplete: Literal["leave_out", "keep"] = "leave_out"
     case_column: str | None = None
     slide_column: str | None = None
     label_column: str | None = None
@@ -96,6 +104,7 @@ class IngestOptions(Options):
         """Refuse what the parts refuse."""
         for scheme in self.split_schemes:
             check_scheme(scheme, folds=self.folds, repeats=self.repeats, shares=self.split_shares)
+        check_names(self.vectors, self.vector_units)
         _ = self.of_genes, self.of_cases
 
     @property

@@ -22,6 +22,7 @@ from gimp_ray.ingest.patches.write import inspect, inspect_tasks
 from gimp_ray.ingest.report import Coverage, IngestPlan
 from gimp_ray.ingest.roll import LeftOut, Roll
 from gimp_ray.ingest.splits import read_splits
+from gimp_ray.ingest.vectors import NamedVector, read_vectors
 from gimp_ray.ingest.work import Progress, Work
 from gimp_ray.store.splits import PATIENT_COLUMN, rows_of
 from gimp_ray.store.tables import signature
@@ -47,6 +48,7 @@ class Prepared:
         table: the case table, with rows for what the store holds already.
         to_write: the slides to write, sorted.
         files_read: slide -> its patch file, of the slides to write and of those found unchanged.
+        vectors: modalities with named features beside the genes.
         splits: rows of splits.parquet from the user's split files; None without any.
         tables_read: file of every other source -> its kind, and its SHA-256 where it is known already.
         is_new: whether there is anything to write.
@@ -60,6 +62,7 @@ class Prepared:
     files_read: dict[str, Path]
     matrix: GeneMatrix | None
     gene_unit: str | None
+    vectors: dict[str, NamedVector]
     splits: pa.Table | None
     tables_read: dict[Path, tuple[str, str | None]]
     notes: list[str]
@@ -86,7 +89,7 @@ def prepare(
     Raises:
         InputError: contradicting or unusable sources; anything to be left out when strict.
     """
-    if sources.patches is None and not sources.genes:
+    if sources.patches is None and not sources.genes and not options.vectors:
         fix = "give a folder of patch features, a gene matrix, or both"
         raise InputError("nothing to ingest: neither patches nor genes", fix=fix)
     if existing is not None:
@@ -97,13 +100,16 @@ def prepare(
     if existing is not None:
         table = add.with_stored_rows(table, existing, () if files is None else files.by_slide)
     has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
-    roll = Roll(table, with_slides=has_slides, stems=() if files is None else files.by_slide)
+    keep = options.incomplete == "keep" or (existing is not None and existing.is_incomplete)
+    roll = Roll(table, with_slides=has_slides, stems=() if files is None else files.by_slide, keep=keep)
     table, splits = roll.table, None
     if sources.splits is not None:
         splits, unknown = read_splits(sources.splits, roll.case_row, roll.slide_to_case(), _patients(table))
         roll.left_out += unknown
     matrix, unit, notes = _genes(sources, roll, existing, options)
     notes = [*table.notes, *notes]
+    vectors = read_vectors(options.vectors, options.vector_units, options.samples, roll, existing)
+    notes += [note for vector in vectors.values() for note in vector.notes]
     coverage = _coverage(roll, files, matrix, existing)
     if matrix is not None:
         notes += gene_join.join(roll, matrix)
@@ -124,10 +130,16 @@ def prepare(
         files_read={slide_id: known[slide_id] for slide_id in {*to_write, *(unchanged & set(known))}},
         matrix=matrix,
         gene_unit=unit,
+        vectors=vectors,
         splits=splits,
-        tables_read=_tables_read(sources, matrix),
+        tables_read=_tables_read(sources, matrix)
+        | {Path(file): (name, sha) for name, vector in vectors.items() for file, sha in vector.hashes.items()},
         notes=notes,
-        is_new=existing is None or bool(to_write) or bool(new_cases & given_cases) or _new_splits(splits, existing),
+        is_new=existing is None
+        or bool(to_write)
+        or bool(new_cases & given_cases)
+        or any(vector.is_new for vector in vectors.values())
+        or _new_splits(splits, existing),
         plan=IngestPlan(
             store=place,
             coverage=coverage,

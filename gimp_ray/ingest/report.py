@@ -155,8 +155,9 @@ def kept_of(roll: Roll, files: Mapping[str, Path], matrix: GeneMatrix | None) ->
     """The cases and slides kept, each with the file or gene sample it came from."""
     cases: list[dict[str, object]] = []
     for case_id in sorted(roll.labels):
-        sample = {} if matrix is None else {"gene_sample": matrix.source_ids[matrix.row_of[case_id]]}
-        cases.append({"case_id": case_id, "label": roll.labels[case_id], **sample})
+        has_genes = matrix is not None and case_id in matrix.row_of
+        sample = {"gene_sample": matrix.source_ids[matrix.row_of[case_id]]} if matrix and has_genes else {}
+        cases.append({"case_id": case_id, "label": roll.labels[case_id] or None, **sample})
     slides: list[dict[str, object]] = [
         {"slide_id": slide_id, "case_id": roll.slides[slide_id], "file": str(files.get(slide_id, "stored before"))}
         for slide_id in sorted(roll.slides)

@@ -52,6 +52,7 @@ class Roll:
     Args:
         table: the case table.
         with_slides: whether patches are ingested.
+        keep: keep cases without a label, a slide or genes.
         stems: names of the patch files, without endings. Where the table has no column of slides and a file is named
             after a case, as patient-level features are, every case is a slide of its own name.
 
@@ -62,7 +63,8 @@ class Roll:
         slide_is_case: whether the cases are the slides.
     """
 
-    def __init__(self, table: CaseTable, with_slides: bool, stems: Collection[str] = ()) -> None:
+    def __init__(self, table: CaseTable, with_slides: bool, stems: Collection[str] = (), keep: bool = False) -> None:
+        self.keep = keep
         self.slide_is_case = with_slides and table.slide_ids is None and not set(stems).isdisjoint(table.case_ids)
         if self.slide_is_case:
             table = replace(table, slide_ids=list(table.case_ids))
@@ -122,7 +124,7 @@ class Roll:
         case_id = self.slides.pop(slide_id)
         self.left_out.append(_left_out("slide", slide_id, case_id, error, counts=counts))
         self._slides_of[case_id].discard(slide_id)
-        if not self._slides_of[case_id]:
+        if not self._slides_of[case_id] and not self.keep:
             self.leave_out_case(InputError("none of its slides was kept", case=case_id), follows=True)
 
     def refuse(self, strict: bool) -> None:
@@ -165,17 +167,19 @@ class Roll:
         for row, case_id in enumerate(self.table.case_ids):
             if case_id is None:
                 self.left_out.append(_incomplete(row, "case_id", None, path))
-            elif self.with_slides and self.table.slide_ids is not None and self.table.slide_ids[row] is None:
+            elif self.table.slide_ids is not None and self.table.slide_ids[row] is None and self.with_slides:
+                if self.keep:
+                    continue
                 self.left_out.append(_incomplete(row, "slide_id", case_id, path))
         for case_id in sorted(self.case_row):
             if not self.labels[case_id] and case_id in self.table.dropped:
                 what = f"its label {self.table.dropped[case_id]} is left out by the option labels"
                 self.leave_out_case(InputError(what, case=case_id), counts=False)
-            elif not self.labels[case_id]:
+            elif not self.labels[case_id] and not self.keep:
                 what, expected, fix = "the case has no label", "a class in column label", "give the case a label"
                 error = InputError(what, file=path, case=case_id, expected=expected, found="no value", fix=fix)
                 self.leave_out_case(error)
-            elif self.with_slides and not self._slides_of[case_id]:
+            elif self.with_slides and not self._slides_of[case_id] and not self.keep:
                 self.leave_out_case(InputError("the case has no slide in the case table", case=case_id), follows=True)
 
 

@@ -131,7 +131,16 @@ class Stage:
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Case ids of `train`, `val` and `test`."""
         split = self.store.split(self.config.split.scheme, self.config.split.fold)
-        return {"train": split.train, "val": split.val, "test": split.test}
+        parts = {"train": split.train, "val": split.val, "test": split.test}
+        needed = ("label", *("rna" if modality == "genes" else modality for modality in self.needs))
+        complete = set(self.store.complete_cases(*needed))
+        if len(complete) < self.store.manifest.num_cases:
+            kept = {name: tuple(case for case in cases if case in complete) for name, cases in parts.items()}
+            left_out = sum(map(len, parts.values())) - sum(map(len, kept.values()))
+            if left_out:
+                print(f"note: stage '{self.name}' leaves out {left_out:,} cases that lack {' or '.join(needed)}")
+            return kept
+        return parts
 
     @cached_property
     def index(self) -> CohortIndex:

@@ -276,6 +276,11 @@ class CohortStore:
             return np.ones(index.cases.num_rows, dtype=bool)
         return np.asarray(index.cases[f"has_{modality}"])
 
+    @property
+    def has_columns(self) -> set[str]:
+        """The columns of `cases` that say which of them have a vector modality."""
+        return {f"has_{name}" for name in self.manifest.vectors} & set(self.cases.column_names)
+
     def complete_cases(self, *modalities: str) -> list[str]:
         """The cases that have all of `modalities` (`patches`, `rna`, ...; `label` counts as one), sorted."""
         rows = np.logical_and.reduce([self.cases_with(name) for name in modalities])

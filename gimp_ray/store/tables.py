@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,6 +226,15 @@ def with_extra(table: pa.Table, extra: pa.Table, rows: Sequence[int]) -> pa.Tabl
         name = name if name not in table.column_names else f"table_{name}"  # noqa: PLW2901
         table = table.append_column(pa.field(name, column.type), column)
     return table.combine_chunks()
+
+
+def with_modalities(cases: pa.Table, having: Mapping[str, Collection[str]]) -> pa.Table:
+    """cases.parquet with a column `has_NAME` for every vector modality that some case lacks."""
+    for name, ids in having.items():
+        has = [case_id in ids for case_id in cases["case_id"].to_pylist()]
+        if not all(has):
+            cases = cases.append_column(pa.field(f"has_{name}", pa.bool_()), pa.array(has))
+    return cases
 
 
 def features_table(

@@ -120,6 +120,8 @@ def join(roll: Roll, matrix: GeneMatrix) -> list[str]:
     """Leave out cases without (finite) expression; account for samples and files not used. Returns notes."""
     for case_id in sorted(roll.labels):
         if case_id not in matrix.row_of:
+            if roll.keep:
+                continue
             roll.leave_out_case(matrix.without.get(case_id) or _no_genes(matrix, case_id))
             continue
         values = matrix.expression(case_id)

@@ -6,7 +6,6 @@ The only place that joins tasks, engine, evaluation and reports. Every verb of t
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -15,7 +14,7 @@ from typing import Any
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config, read_yaml, to_yaml, with_absolute_paths
 from gimp_ray.engine import stopping
-from gimp_ray.engine.checkpoint import checkpoint_folders, read_state
+from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint
 from gimp_ray.engine.launch import Job, Workers, run_jobs
 from gimp_ray.engine.loop import Saving
 from gimp_ray.engine.trackers import require_trackers
@@ -35,7 +34,7 @@ from gimp_ray.runs.folder import (
     write_json,
     write_text,
 )
-from gimp_ray.runs.model import Inputs, changed_inputs, read_card, refuse_changed
+from gimp_ray.runs.model import Inputs, read_card, refuse_changed
 from gimp_ray.store import CohortStore
 
 PARTS = ["train", "val", "test"]
@@ -240,17 +239,11 @@ def _accepted(config: Config, run: RunFolder, store: CohortStore, names: list[st
 
 
 def refuse_changed_stage(run: RunFolder, stage: str, inputs: Inputs, files: dict[str, str]) -> None:
-    """Refuse a stage that is done or begun and was made from something else than `inputs`; see `refuse_changed`."""
+    """Refuse a stage that was made from something else than `inputs`, or was begun and has no whole checkpoint."""
     if run.stage_done(stage):
-        made = [read_card(run.model_file(stage))["inputs"]]
+        refuse_changed(read_card(run.model_file(stage))["inputs"], inputs, run.place, files)
     else:
-        made = []
-        for path in reversed(checkpoint_folders(run.checkpoints(stage))):
-            with contextlib.suppress(InputError, OSError):  # a damaged one is set aside when the stage goes on
-                made.append(read_state(path)["inputs"])
-    # a checkpoint that somebody copied here is passed over where one of this stage's own is left
-    if made and all(changed_inputs(was, inputs) for was in made):
-        refuse_changed(made[0], inputs, run.place, files)
+        latest_checkpoint(run.checkpoints(stage), inputs, files=files)
 
 
 def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from gimp_ray.errors import GimpError, InputError
 from gimp_ray.runs.folder import RunFolder, read_json, whole_folder, write_json
 from gimp_ray.runs.model import (
     Inputs,
+    changed_inputs,
     digest_of,
     load_weights,
     part,
@@ -118,13 +120,16 @@ def read_state(path: Path) -> State:
     return state
 
 
-def latest_checkpoint(folder: Path, inputs: Inputs | None = None, set_aside: bool = False) -> tuple[Path, State] | None:
+def latest_checkpoint(
+    folder: Path, inputs: Inputs | None = None, set_aside: bool = False, files: Mapping[str, str] | None = None
+) -> tuple[Path, State] | None:
     """The newest whole checkpoint and its state.
 
     Args:
         folder: the stage's checkpoints.
         inputs: what the stage is made from; one made from something else is passed over. None takes any.
         set_aside: give those that are passed over another name, and say so; for one process alone.
+        files: paths of the files that the stage starts from, for the message.
 
     Raises:
         ConfigError, InputError: there are some, and all were made from something else, or are damaged.
@@ -136,7 +141,7 @@ def latest_checkpoint(folder: Path, inputs: Inputs | None = None, set_aside: boo
     for path in reversed(checkpoint_folders(folder)):
         try:
             state = read_state(path)
-            if inputs is not None and state["digest"] != digest_of(inputs):
+            if inputs is not None and changed_inputs(state["inputs"], inputs):
                 other = other or state
                 raise InputError("it is of another run, or of other settings")
             _verify(path, state)
@@ -145,7 +150,7 @@ def latest_checkpoint(folder: Path, inputs: Inputs | None = None, set_aside: boo
         except (OSError, InputError) as error:
             passed[path] = error
     if found is None and inputs is not None and other is not None:
-        refuse_changed(other["inputs"], inputs, str(folder))
+        refuse_changed(other["inputs"], inputs, str(folder.parents[1]), files)
     # one that lacks a file was cut off on its way to object storage
     damaged = [path for path, why in passed.items() if not isinstance(why, FileNotFoundError)]
     if found is None and damaged:

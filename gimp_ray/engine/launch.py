@@ -24,7 +24,7 @@ from gimp_ray.engine.loop import Report, Saving, agreed, gather_records, train
 from gimp_ray.engine.progress import following
 from gimp_ray.engine.protocol import CohortWork, TrainTask, World
 from gimp_ray.engine.record import note_restart, note_stage, note_workers
-from gimp_ray.errors import GimpError
+from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
 from gimp_ray.io.mirror import patient
 from gimp_ray.io.places import is_uri, resolve
@@ -330,7 +330,8 @@ def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
         folder.pull_models()
         if not folder.stage_done(job.name):
             folder.pull_stage(job.name)
-            start = find_start(job.name, job.factory(**job.arguments).inputs, folder).position
+            with contextlib.suppress(ConfigError, InputError):  # the first worker looks too, and its refusal is shown
+                start = find_start(job.name, job.factory(**job.arguments).inputs, folder).position
     return plan_dataset(job.factory, job.arguments, start, world_size, read_in)  # type: ignore[arg-type]
 
 

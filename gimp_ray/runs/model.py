@@ -148,6 +148,7 @@ def changed_inputs(was: Inputs, now: Inputs) -> dict[str, tuple[Any, Any]]:
     """
     before, after = (
         {
+            "stage": tree["stage"],
             **tree["settings"],
             "seed": tree["seed"],
             "store": tree["store"],

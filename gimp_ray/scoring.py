@@ -1,4 +1,4 @@
-"""From a run's embeddings to its predictions, metrics and reference rows, on disk.
+"""From a run's embeddings to its predictions, metrics and baselines, on disk.
 
 Reads `evaluation/embeddings.parquet` (written by the workers), asks `gimp_ray.evaluation` for figures, writes
 `predictions.parquet`, `reference_predictions.parquet` and `metrics.json`. Cases whose truth is not known are left out
@@ -15,17 +15,7 @@ import numpy as np
 
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
-from gimp_ray.evaluation import (
-    ReferenceRow,
-    difference_of,
-    genes_alone,
-    genes_alone_labels,
-    genes_alone_survival,
-    intervals_of,
-    mean_pool_labels,
-    mean_pool_mlp,
-    mean_pool_survival,
-)
+from gimp_ray.evaluation import Baseline, difference_of, genes_alone, intervals_of, mean_pool
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.learn.gene_side import needs_log
 from gimp_ray.learn.missing import has_both_sides, predict_from_cls, without
@@ -42,7 +32,7 @@ Rows = tuple[list[Row], list[str]]
 
 
 def score_run(run: RunFolder, config: Config, store: CohortStore) -> None:
-    """Write the run's predictions and metrics, with the reference rows beside them.
+    """Write the run's predictions and metrics, with the baselines beside them.
 
     Raises:
         InputError: no case of the reported part has a known truth.
@@ -53,8 +43,8 @@ def score_run(run: RunFolder, config: Config, store: CohortStore) -> None:
     first = Row(_method(config), cases.ids, cases.predictions)
     write_predictions(run, "predictions.parquet", target, cases, [first], named=False)
     missing, notes = _missing_rows(run, config, card, target, cases)
-    references, said = _references(config, store, cases) if config.evaluate.reference_rows else ([], [])
-    beside, notes = [*missing, *references], [*notes, *said]
+    baselines, said = _baselines(config, store, cases) if config.evaluate.reference_rows else ([], [])
+    beside, notes = [*missing, *baselines], [*notes, *said]
     if beside:
         write_predictions(run, "reference_predictions.parquet", target, cases, beside)
     for note in notes:
@@ -125,48 +115,26 @@ def _missing_rows(run: RunFolder, config: Config, card: dict[str, Any], target: 
     return rows, []
 
 
-def _references(config: Config, store: CohortStore, cases: Cases) -> Rows:
-    """The reference rows, and a note on each that the cohort does not allow."""
+def _baselines(config: Config, store: CohortStore, cases: Cases) -> Rows:
+    """The baselines that the store has data for, and a note on each that could not be fitted."""
+    parts = {name: [cases.ids[row] for row in cases.of_part(name)] for name in PARTS}
+    fits: list[Callable[[], Baseline]] = []
+
+    def genes() -> Baseline:
+        log = config.genes.log if config.genes.log is not None else needs_log(store, index_cases(store, parts["train"]))
+        return genes_alone(cases.ids, store.read_genes(cases.ids), cases.truth, parts, linear=log)
+
+    if store.num_genes:
+        fits.append(genes)
+    if (pooled := cases.mean_patch) is not None:
+        fits.append(lambda: mean_pool(cases.ids, pooled, cases.truth, parts, seed=config.seed))
     rows, notes = [], []
-    for fit in _fits(config, store, cases):
+    for fit in fits:
         try:
             found = fit()
         except InputError as refusal:
-            notes.append(f"a reference row could not be fitted: {refusal.what}")
+            notes.append(f"a baseline could not be fitted: {refusal.what}")
             continue
         notes += [f"{found.method}, {note}" for note in found.notes]
         rows.append(Row(found.method, found.case_ids, found.predictions))
     return rows, notes
-
-
-def _fits(config: Config, store: CohortStore, cases: Cases) -> list[Callable[[], ReferenceRow]]:
-    """What fits the reference rows of the target's kind: from genes, and from averaged patches where there are some."""
-    parts = {name: [cases.ids[row] for row in cases.of_part(name)] for name in PARTS}
-    truth, ids, pooled, seed = cases.truth, cases.ids, cases.mean_patch, config.seed
-    names = cases.columns["label"].to_pylist()
-    fits: list[Callable[[], ReferenceRow]] = []
-
-    def genes() -> ReferenceRow:
-        log = config.genes.log if config.genes.log is not None else needs_log(store, index_cases(store, parts["train"]))
-        values = store.read_genes(ids)
-        if truth.kind == "labels":
-            known = truth.values["known"]
-            return genes_alone_labels(ids, values, truth.values["truth"], known, parts, truth.names, linear=log)
-        if truth.kind == "survival":
-            return genes_alone_survival(ids, values, truth.values["time"], truth.values["event"], parts, linear=log)
-        return genes_alone(ids, values, names, parts, truth.names, linear=log)
-
-    def patches() -> ReferenceRow:
-        assert pooled is not None
-        if truth.kind == "labels":
-            known = truth.values["known"]
-            return mean_pool_labels(ids, pooled, truth.values["truth"], known, parts, truth.names, seed=seed)
-        if truth.kind == "survival":
-            return mean_pool_survival(ids, pooled, truth.values["time"], truth.values["event"], parts)
-        return mean_pool_mlp(ids, pooled, names, parts, truth.names, seed=seed)
-
-    if store.num_genes:
-        fits.append(genes)
-    if pooled is not None:
-        fits.append(patches)
-    return fits

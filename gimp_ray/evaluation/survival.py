@@ -1,12 +1,11 @@
-"""Harrell's concordance index: of two patients, is the one with the higher risk the one with the earlier event?
+"""Survival with censored cases: Harrell's concordance index and the Kaplan-Meier estimate.
 
-Pairs that can be compared: i had an event, and j was followed for longer, or was censored at the very time of i's
-event. Two events of one time are no pair. A pair of equal risks counts a half. Left out: the censoring-weighted index
-(Uno), time-dependent AUROC, calibration. Shapes: N cases.
+Shapes: R resamples, N cases, E cases with an event.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from gimp_ray.errors import InputError
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+_CELLS = 1 << 24  # of the matrix of pairs at once
+
 
 def concordance_index(
     time: ArrayLike, event: ArrayLike, risk: ArrayLike, known: ArrayLike | None = None
 ) -> dict[str, Any]:
-    """Harrell's C of predicted risks.
+    """Harrell's C: how often, of two patients, the one with the higher risk has the earlier event.
+
+    Pairs that can be compared: i had an event, and j was followed for longer, or was censored at the very time of i's
+    event. Two events of one time are no pair. A pair of equal risks counts a half.
 
     Args:
         time: (N,) time to the event or to the last follow-up.
@@ -53,17 +59,36 @@ def concordance_index(
     }
 
 
-def no_pair_reason(event_N: NDArray[np.bool_]) -> str:
+def weighted_c_index(weights_RN: Floats, time_N: Floats, event_N: Bools, risk_N: Floats) -> Floats:
+    """(R,) C-index under every weighting of the cases, NaN without a pair. A pair counts the product of its weights."""
+    won_R, pairs_R = np.zeros(len(weights_RN)), np.zeros(len(weights_RN))
+    events = np.flatnonzero(event_N)
+    size = max(1, _CELLS // max(1, len(time_N)))
+    for block in (events[at : at + size] for at in range(0, len(events), size)):
+        time_E1, risk_E1 = time_N[block, None], risk_N[block, None]
+        later_EN = (time_N > time_E1) | ((time_N == time_E1) & ~event_N)
+        score_EN = later_EN * ((risk_N < risk_E1) + 0.5 * (risk_N == risk_E1))
+        weights_RE = weights_RN[:, block]
+        won_R += ((weights_RE @ score_EN) * weights_RN).sum(axis=1)
+        pairs_R += ((weights_RE @ later_EN.astype(np.float64)) * weights_RN).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found: Floats = won_R / pairs_R
+    return found
+
+
+def no_pair_reason(event_N: Bools) -> str:
     """Why no pair of cases can be compared."""
-    if not event_N.any():
-        return "no event was seen"
-    return "no case was followed beyond an event"
+    return "no case was followed beyond an event" if event_N.any() else "no event was seen"
 
 
 def checked_follow_up(
-    time: ArrayLike, event: ArrayLike, risk: ArrayLike, known: ArrayLike | None
-) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.float64], int]:
-    """The known cases' times, events and risks, and how many cases are missing."""
+    time: ArrayLike, event: ArrayLike, risk: ArrayLike, known: ArrayLike | None = None
+) -> tuple[Floats, Bools, Floats, int]:
+    """The known cases' times, events and risks, and how many cases are missing.
+
+    Raises:
+        InputError: see `concordance_index`.
+    """
     time_N, event_N, risk_N = np.asarray(time, np.float64), np.asarray(event), np.asarray(risk, np.float64)
     known_N = np.ones(time_N.shape, np.bool_) if known is None else np.asarray(known)
     shapes = [values.shape for values in (time_N, event_N, risk_N, known_N)]
@@ -79,3 +104,45 @@ def checked_follow_up(
         if bad:
             raise InputError(f"a {name} is not finite", found=f"{bad} of {int(known_N.sum())} known cases")
     return time_N[known_N], event_N[known_N], risk_N[known_N], int((~known_N).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class SurvivalCurve:
+    """A step function: from `time[k]` on, until the next one, the share `share[k]` is without an event.
+
+    Attributes:
+        time: (T,) times of events, ascending, the first being 0.
+        share: (T,) the first being 1, unless an event is at 0.
+        at_risk: (T,) cases at risk at each time.
+        censored: (C,) times of the censored cases.
+        censored_share: (C,) the share at these times.
+    """
+
+    time: Floats
+    share: Floats
+    at_risk: NDArray[np.int64]
+    censored: Floats
+    censored_share: Floats
+
+
+def kaplan_meier(time: ArrayLike, event: ArrayLike) -> SurvivalCurve:
+    """Kaplan and Meier's (1958) estimate: at each time with d events and n at risk the share falls by 1 - d / n.
+
+    A case censored at a time is still at risk at it. There are no confidence bands and no log-rank test: a threshold
+    chosen on the cases it is tested on has no valid p-value.
+
+    Args:
+        time: (N,) time to the event or to the last follow-up, 0 or more.
+        event: (N,) bool, True = the event was seen.
+
+    Raises:
+        InputError: shapes do not fit, `event` is not bool, or a time is not finite.
+    """
+    time_N, event_N, _, _ = checked_follow_up(time, event, np.zeros(np.shape(time)))
+    times_T = np.unique(np.r_[0.0, time_N[event_N]])
+    at_risk_T = (time_N >= times_T[:, None]).sum(axis=1)
+    events_T = ((time_N == times_T[:, None]) & event_N).sum(axis=1)
+    share_T = np.cumprod(1 - events_T / np.maximum(at_risk_T, 1))
+    censored_C = np.sort(time_N[~event_N])
+    step_C = np.searchsorted(times_T, censored_C, side="right") - 1
+    return SurvivalCurve(times_T, share_T, at_risk_T.astype(np.int64), censored_C, share_T[step_C])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gimp_ray.engine.protocol import Record, Tensors
 from gimp_ray.errors import InputError
-from gimp_ray.evaluation.label_intervals import label_metrics, one_sided
+from gimp_ray.evaluation.metrics import Truth, label_metrics, one_sided
 from gimp_ray.feed.windows import Arrays
 from gimp_ray.learn.scores import by_case, picking_figure, selection_score
 from gimp_ray.learn.target_columns import case_rows, has_columns, yes_or_no
@@ -96,7 +96,7 @@ class LabelTarget:
         truth_nP = np.array([[bool(value) for value in record["truth"]] for record in ordered])
         p_nP = np.array([record["predictions"] for record in ordered])
         right_nP = np.clip(np.where(truth_nP, p_nP, 1 - p_nP), 1e-12, 1)
-        macro = label_metrics(truth_nP, known_nP, p_nP, self.outputs)["auroc"]
+        macro = label_metrics(Truth("labels", self.outputs, {"truth": truth_nP, "known": known_nP}), p_nP)["auroc"]
         figures = {"loss": float(-np.log(right_nP[known_nP]).mean())}
         return figures if macro is None else figures | {"auroc": macro}
 

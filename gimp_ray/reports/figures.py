@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from sklearn.manifold import TSNE
 
-from gimp_ray.evaluation.survival_curves import kaplan_meier
+from gimp_ray.evaluation import kaplan_meier
 from gimp_ray.runs.folder import whole_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")

@@ -5,11 +5,15 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from gimp_ray.errors import InputError
-from gimp_ray.evaluation import label_difference, label_intervals
-from gimp_ray.evaluation.label_intervals import label_metrics
-from gimp_ray.evaluation.resampling import binary_average_precision, draw_patients
+from gimp_ray.evaluation import Truth, difference_of, intervals_of
+from gimp_ray.evaluation.bootstrap import draw_patients
+from gimp_ray.evaluation.metrics import binary_average_precision, label_metrics
 
 LABELS = ("TP53", "KRAS", "EGFR")
+
+
+def labelled(truth: np.ndarray, known: np.ndarray, labels: tuple[str, ...] = LABELS) -> Truth:
+    return Truth("labels", labels, {"truth": truth, "known": known})
 
 
 def cohort(n: int = 80, seed: int = 0) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
@@ -21,7 +25,7 @@ def cohort(n: int = 80, seed: int = 0) -> tuple[list[str], np.ndarray, np.ndarra
 
 def test_values_are_scikit_learns_on_the_known_entries() -> None:
     ids, truth, known, p = cohort()
-    row = label_intervals(ids, truth, known, p, LABELS)
+    row = intervals_of(labelled(truth, known), ids, p)
     areas, precisions = [], []
     for number, name in enumerate(LABELS):
         rows = known[:, number]
@@ -34,7 +38,7 @@ def test_values_are_scikit_learns_on_the_known_entries() -> None:
         assert of_label["auroc"]["low"] < of_label["auroc"]["value"] < of_label["auroc"]["high"]
     assert row["auroc"]["value"] == pytest.approx(np.mean(areas))
     assert row["average_precision"]["value"] == pytest.approx(np.mean(precisions))
-    assert label_metrics(truth, known, p, LABELS) == {
+    assert label_metrics(labelled(truth, known), p) == {
         name: pytest.approx(row[name]["value"]) for name in ("auroc", "average_precision")
     }
 
@@ -50,18 +54,18 @@ def test_average_precision_of_a_resample_is_that_of_the_rows_drawn() -> None:
 
 def test_what_is_not_known_changes_nothing() -> None:
     ids, truth, known, p = cohort()
-    other = label_intervals(ids, np.where(known, truth, ~truth), known, np.where(known, p, np.nan), LABELS)
-    assert other == label_intervals(ids, truth, known, p, LABELS)
+    other = intervals_of(labelled(np.where(known, truth, ~truth), known), ids, np.where(known, p, np.nan))
+    assert other == intervals_of(labelled(truth, known), ids, p)
 
 
 def test_a_label_with_one_kind_of_case_has_no_figure_and_is_in_no_mean() -> None:
     ids, truth, known, p = cohort()
     truth[:, 2] = False
-    row = label_intervals(ids, truth, known, p, LABELS)
+    row = intervals_of(labelled(truth, known), ids, p)
     assert row["labels"]["EGFR"]["auroc"] == {"value": None, "low": None, "high": None, "reason": "no case with it"}
     two = [row["labels"][name]["auroc"]["value"] for name in LABELS[:2]]
     assert row["auroc"]["value"] == pytest.approx(np.mean(two))
-    nothing = label_intervals(ids, truth[:, 2:], known[:, 2:], p[:, 2:], LABELS[2:])
+    nothing = intervals_of(labelled(truth[:, 2:], known[:, 2:], LABELS[2:]), ids, p[:, 2:])
     assert nothing["auroc"]["value"] is None and nothing["auroc"]["reason"] == "EGFR: no case with it"
 
 
@@ -69,21 +73,21 @@ def test_a_difference_is_over_the_labels_that_both_methods_have() -> None:
     ids, truth, known, p = cohort()
     fewer = p.copy()
     fewer[:, 1] = np.nan  # a method that could not be fitted for this label
-    difference = label_difference(ids, truth, known, p, fewer, LABELS)
+    difference = difference_of(labelled(truth, known), ids, p, fewer)
     assert difference["labels"]["KRAS"]["auroc"]["reason"] == "not predicted"
     assert difference["auroc"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     worse = 0.3 * p + 0.7 * np.random.default_rng(5).random(p.shape)
-    found = label_difference(ids, truth, known, p, worse, LABELS)
-    values = [label_intervals(ids, truth, known, x, LABELS)["auroc"]["value"] for x in (p, worse)]
+    found = difference_of(labelled(truth, known), ids, p, worse)
+    values = [intervals_of(labelled(truth, known), ids, x)["auroc"]["value"] for x in (p, worse)]
     assert found["auroc"]["value"] == pytest.approx(values[0] - values[1])
 
 
 def test_bad_input_is_refused() -> None:
     ids, truth, known, p = cohort(10)
     with pytest.raises(InputError, match="do not fit together"):
-        label_intervals(ids, truth, known, p[:, :2], LABELS)
+        intervals_of(labelled(truth, known), ids, p[:, :2])
     with pytest.raises(InputError, match="to be bool"):
-        label_intervals(ids, truth.astype(int), known, p, LABELS)
+        intervals_of(labelled(truth.astype(int), known), ids, p)
     p[0, 1], known[0, 1] = np.nan, True
     with pytest.raises(InputError, match="'KRAS' is not finite"):
-        label_intervals(ids, truth, known, p, LABELS)
+        intervals_of(labelled(truth, known), ids, p)

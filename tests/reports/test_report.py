@@ -211,13 +211,13 @@ def test_a_page_on_survival_has_the_c_index_and_how_many_are_not_counted(without
         {"method": "genes alone (Cox, ridge)", "c_index": none, "n_events": 7},
     ]
     changes = {"kind": "survival", "rows": rows, "classes": [], "left_out": {"test": 3, "train": 1}}
-    changes["notes"] = ["a reference row could not be fitted: no patches"]
+    changes["notes"] = ["a baseline could not be fitted: no patches"]
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     text = write_report(without_figures).read_text()
     assert "| method | C-index |" in text and "| GiMP | 0.625 [0.525, 0.675] |" in text
     assert "not defined (no event was seen)" in text and "Recall" not in text
     assert "7 of the cases had an event. 3 more whose truth is not known are not counted." in text
-    assert "- a reference row could not be fitted: no patches" in text
+    assert "- a baseline could not be fitted: no patches" in text
 
 
 def test_a_page_on_labels_has_the_means_and_every_label(without_figures: Path) -> None:

@@ -1,19 +1,12 @@
-"""Reference rows of labels and of survival: a known answer, training cases alone, keyed by case."""
+"""Baselines of labels and of survival: a known answer, training cases alone, keyed by case."""
 
 import numpy as np
 import pytest
 import torch
 
 from gimp_ray.errors import InputError
-from gimp_ray.evaluation import (
-    concordance_index,
-    genes_alone,
-    genes_alone_labels,
-    genes_alone_survival,
-    mean_pool_labels,
-    mean_pool_survival,
-)
-from gimp_ray.evaluation.cox_ridge import fit_cox
+from gimp_ray.evaluation import Truth, concordance_index, genes_alone, mean_pool
+from gimp_ray.evaluation.baselines import fit_cox
 from gimp_ray.nn.survival import cox_loss
 
 N = 150
@@ -55,8 +48,8 @@ def test_survival_rows_learn_a_signal_from_training_cases_alone(method: str) -> 
 
     def fit(x: np.ndarray, time: np.ndarray):
         if method == "genes":
-            return genes_alone_survival(IDS, x, time, event, PARTS, linear=False)
-        return mean_pool_survival(IDS, x, time, event, PARTS)
+            return genes_alone(IDS, x, Truth("survival", (), {"time": time, "event": event}), PARTS, linear=False)
+        return mean_pool(IDS, x, Truth("survival", (), {"time": time, "event": event}), PARTS)
 
     row = fit(x, time)
     assert row.case_ids == PARTS["val"] + PARTS["test"] and row.predictions.shape == (60, 1)
@@ -74,10 +67,14 @@ def test_survival_rows_learn_a_signal_from_training_cases_alone(method: str) -> 
 def test_without_events_in_validation_the_middle_of_the_grid_is_taken_and_in_training_it_is_refused() -> None:
     x, time, event = followed()
     event[90:115] = False
-    assert mean_pool_survival(IDS, x, time, event, PARTS).chosen == {"ridge": 1.0}
+    assert mean_pool(IDS, x, Truth("survival", (), {"time": time, "event": event}), PARTS).chosen == {"ridge": 1.0}
     event[:90] = False
     with pytest.raises(InputError, match="no event was seen"):
-        mean_pool_survival(IDS, x, time, event, PARTS)
+        mean_pool(IDS, x, Truth("survival", (), {"time": time, "event": event}), PARTS)
+
+
+def known_of(truth: np.ndarray, known: np.ndarray) -> Truth:
+    return Truth("labels", ["a", "b"], {"truth": truth, "known": known})
 
 
 def labelled() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,11 +87,11 @@ def labelled() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_a_label_row_is_the_row_of_a_class_on_the_cases_in_which_it_is_known() -> None:
     x, truth, known = labelled()
-    row = genes_alone_labels(IDS, x, truth, known, PARTS, ["a", "b"], linear=True)
+    row = genes_alone(IDS, x, known_of(truth, known), PARTS, linear=True)
     assert row.case_ids == PARTS["val"] + PARTS["test"]
     assert (np.isfinite(row.predictions) == known[90:]).all()
     parts = {name: [c for c in ids if known[IDS.index(c), 1]] for name, ids in PARTS.items()}
-    alone = genes_alone(IDS, x, ["ny"[int(v)] for v in truth[:, 1]], parts, ["n", "y"], linear=True)
+    alone = genes_alone(IDS, x, Truth("class", "ny", {"label": truth[:, 1].astype(int)}), parts, linear=True)
     np.testing.assert_array_equal(row.predictions[known[90:, 1], 1], alone.predictions[:, 1])
     assert row.chosen["C of b"] == alone.chosen["C"]
 
@@ -102,13 +99,13 @@ def test_a_label_row_is_the_row_of_a_class_on_the_cases_in_which_it_is_known() -
 def test_a_label_that_cannot_be_fitted_is_said_and_the_others_stay() -> None:
     x, truth, known = labelled()
     truth[:90, 0] = True
-    row = mean_pool_labels(IDS, x, truth, known, PARTS, ["a", "b"])
+    row = mean_pool(IDS, x, known_of(truth, known), PARTS)
     assert row.notes == ["a: the training part has fewer than two classes"]
     assert np.isnan(row.predictions[:, 0]).all() and np.isfinite(row.predictions[known[90:, 1], 1]).all()
     truth[:90, 1] = False
     with pytest.raises(InputError, match="no label could be fitted"):
-        mean_pool_labels(IDS, x, truth, known, PARTS, ["a", "b"])
+        mean_pool(IDS, x, known_of(truth, known), PARTS)
     x[3, 0] = np.nan
     with pytest.raises(InputError, match="not finite") as refusal:
-        mean_pool_labels(IDS, x, labelled()[1], np.ones_like(known), PARTS, ["a", "b"])
+        mean_pool(IDS, x, known_of(labelled()[1], np.ones_like(known)), PARTS)
     assert refusal.value.case == "case-3"

@@ -99,7 +99,7 @@ def finetune(config: Config) -> RunFolder:
 
 
 def evaluate(config: Config) -> RunFolder:
-    """Predictions, metrics with intervals, reference rows, figures and `summary.md` of a fine-tuned run."""
+    """Predictions, metrics with intervals, baselines, figures and `summary.md` of a fine-tuned run."""
     _require(config, "finetune", "fine-tuned model to evaluate", "run `gimp finetune` on it first")
     return _run(config, "finetune", evaluated=True)
 

@@ -144,7 +144,7 @@ _run_verb(
 )
 _run_verb(
     "evaluate",
-    "Evaluate a fine-tuned run: predictions, intervals, reference rows, figures.",
+    "Evaluate a fine-tuned run: predictions, intervals, baselines, figures.",
     "gimp evaluate --run runs/a",
 )
 _run_verb(

@@ -22,8 +22,7 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.evaluation import Truth, encode_labels, intervals_of
-from gimp_ray.evaluation.by_kind import METRICS
+from gimp_ray.evaluation import METRICS, Truth, encode_labels, intervals_of
 from gimp_ray.learn.stage import open_store
 from gimp_ray.learn.targets import saved_target
 from gimp_ray.runs.folder import RunFolder, whole_file

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
-from gimp_ray.evaluation.by_kind import METRICS
+from gimp_ray.evaluation import METRICS
 from gimp_ray.experiments.records import Record, best_of
 from gimp_ray.experiments.settings import SweepConfig, config_with, rungs_of, stage_of
 from gimp_ray.experiments.space import Dimension

@@ -23,13 +23,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
-from gimp_ray.evaluation import encode_labels
-from gimp_ray.evaluation.intervals import METRICS, weighted_metrics
-from gimp_ray.evaluation.label_intervals import LABEL_METRICS, weighted_figures
-from gimp_ray.evaluation.metrics import check_predictions
-from gimp_ray.evaluation.resampling import draw_patients, once
-from gimp_ray.evaluation.survival import checked_follow_up
-from gimp_ray.evaluation.survival_intervals import weighted_c_index
+from gimp_ray.evaluation import METRICS, Truth, encode_labels
+from gimp_ray.evaluation.bootstrap import draw_patients, once
 from gimp_ray.experiments.runs import Cell, missing_modality, seconds_of
 from gimp_ray.experiments.spec import SHOWN, TableSpec
 from gimp_ray.runs.folder import RunFolder
@@ -221,9 +216,9 @@ def score(kind: str, table: pa.Table, weights_RN: Floats) -> tuple[dict[str, flo
 
 def _of_class(table: pa.Table, weights_RN: Floats) -> dict[str, Floats]:
     classes, p_NC = _probabilities(table)
-    labels_N, p_NC = check_predictions(encode_labels(table["label"].to_pylist(), classes), p_NC, classes)
-    found = weighted_metrics(weights_RN, labels_N, p_NC, classes)
-    return {name: found[name] for name in METRICS}
+    truth = Truth("class", classes, {"label": encode_labels(table["label"].to_pylist(), classes)})
+    found = truth.weighted(truth.checked(p_NC), weights_RN)
+    return {name: found[name] for name in METRICS["class"]}
 
 
 def _of_labels(table: pa.Table, weights_RN: Floats) -> dict[str, Floats]:
@@ -231,19 +226,18 @@ def _of_labels(table: pa.Table, weights_RN: Floats) -> dict[str, Floats]:
     truths = [table[f"true_{name}"] for name in labels]
     known_NP = np.stack([truth.is_valid().to_numpy() for truth in truths], axis=1)
     truth_NP = np.stack([truth.fill_null(False).to_numpy() for truth in truths], axis=1)
-    found = weighted_figures(weights_RN, truth_NP, known_NP, p_NP)
+    found = Truth("labels", labels, {"truth": truth_NP, "known": known_NP}).weighted(p_NP, weights_RN)
     # means are over the labels that these cases define, whatever is drawn
     both = (truth_NP & known_NP).any(axis=0) & (~truth_NP & known_NP).any(axis=0)
     kept = both & ~np.isnan(p_NP).all(axis=0)
     nothing = np.full(len(weights_RN), np.nan)
     means = {name: found[name][:, kept].mean(axis=1) if kept.any() else nothing for name in found}
-    return means | {f"{name} {label}": found[name][:, at] for name in LABEL_METRICS for at, label in enumerate(labels)}
+    return means | {f"{name} {label}": found[name][:, at] for name in found for at, label in enumerate(labels)}
 
 
 def _of_survival(table: pa.Table, weights_RN: Floats) -> dict[str, Floats]:
-    time_N, event_N, risk_N = (table[name].to_numpy() for name in ("time", "event", "risk"))
-    time_N, event_N, risk_N, _ = checked_follow_up(time_N, event_N, risk_N, None)
-    return {"c_index": weighted_c_index(weights_RN, time_N, event_N, risk_N)}
+    truth = Truth("survival", (), {name: table[name].to_numpy() for name in ("time", "event")})
+    return truth.weighted(table["risk"].to_numpy()[:, None], weights_RN)
 
 
 def _probabilities(table: pa.Table) -> tuple[list[str], Floats]:

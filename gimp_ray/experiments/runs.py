@@ -275,8 +275,8 @@ def _why_not_evaluated(run: RunFolder, config: Config) -> str | None:
     metrics, evaluate = read_json(run.evaluation / "metrics.json"), config.evaluate
     beside = [missing_modality(row["method"]) for row in metrics["rows"][1:]]
     notes = " ".join(metrics.get("notes", ()))  # say why a row beside the model's could not be made
-    if evaluate.reference_rows and None not in beside and "reference row" not in notes:
-        return "evaluated without the reference rows"
+    if evaluate.reference_rows and None not in beside and "baseline" not in notes:
+        return "evaluated without the baselines"
     lacking = [modality for modality in evaluate.missing if modality not in beside]
     if lacking and "evaluate.missing" not in notes:
         return f"evaluated without the row for missing {lacking[0]}"

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from gimp_ray.config import Config, Section
 from gimp_ray.config_files import build_config, differences, load_config, merge, nested, read_yaml
 from gimp_ray.errors import ConfigError
-from gimp_ray.evaluation.by_kind import METRICS
+from gimp_ray.evaluation import METRICS
 from gimp_ray.experiments.space import Dimension, Params, crossed, dimensions, drawn
 from gimp_ray.io.mirror import local_file
 

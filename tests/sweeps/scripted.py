@@ -15,7 +15,7 @@ from typing import Any
 from gimp_ray import pipeline
 from gimp_ray.cli import commands as cli
 from gimp_ray.config import Config
-from gimp_ray.evaluation.by_kind import METRICS
+from gimp_ray.evaluation import METRICS
 from gimp_ray.experiments import on_tune, trial
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays

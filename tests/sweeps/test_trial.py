@@ -19,7 +19,6 @@ from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.evaluation import Truth, intervals_of
-from gimp_ray.evaluation.survival_intervals import survival_intervals
 from gimp_ray.experiments import measure, trial
 from gimp_ray.experiments.measure import probed
 from gimp_ray.experiments.outputs import write_outputs
@@ -137,13 +136,9 @@ def test_a_trial_of_survival_is_measured_by_its_c_index(base: Config, tmp_path: 
     assert record["status"] == "done" and 0 <= told[-1]["c_index"] <= 1
     predicted = pq.read_table(RunFolder(record["run"]).path / "probe" / "predictions.parquet")
     assert {"case_id", "time", "event", "risk"} <= set(predicted.column_names)
-    expected = survival_intervals(
-        predicted["case_id"].to_pylist(),
-        predicted["time"].to_numpy(),
-        predicted["event"].to_numpy(),
-        predicted["risk"].to_numpy(),
-        20,
-    )["c_index"]["value"]
+    truth = Truth("survival", (), {"time": predicted["time"].to_numpy(), "event": predicted["event"].to_numpy()})
+    risk_N1 = predicted["risk"].to_numpy()[:, None]
+    expected = intervals_of(truth, predicted["case_id"].to_pylist(), risk_N1, 20)["c_index"]["value"]
     assert told[-1]["c_index"] == pytest.approx(expected)
     write_outputs(RunFolder(setting.place), survival, setting.sweep, space_of(setting.sweep), [record])
     assert "C-index" in (Path(setting.place) / "sweep.md").read_text()

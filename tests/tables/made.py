@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gimp_ray import pipeline
 from gimp_ray.config_files import to_yaml
-from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL_MLP
+from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL
 from gimp_ray.experiments.runs import Cell
 from gimp_ray.experiments.spec import TableSpec, build_table
 from gimp_ray.runs.folder import RunFolder
@@ -56,10 +56,10 @@ def finished(cell: Cell, store: CohortStore, seed: int, references: bool = True,
     if references and config.evaluate.reference_rows:
         tables = [
             pa.table({"method": [name] * len(parts), **columns_of(store, parts, seed + 100 + number)})
-            for number, name in enumerate((GENES_ALONE, MEAN_POOL_MLP))
+            for number, name in enumerate((GENES_ALONE, MEAN_POOL))
         ]
         pq.write_table(pa.concat_tables(tables), run.evaluation / "reference_predictions.parquet")
-        rows += [{"method": GENES_ALONE}, {"method": MEAN_POOL_MLP}]
+        rows += [{"method": GENES_ALONE}, {"method": MEAN_POOL}]
     if config.evaluate.missing:
         add_missing_rows(run, parts, store, config.evaluate.missing, rows)
     (run.evaluation / "metrics.json").write_text(json.dumps({"kind": "class", "rows": rows, "notes": []}))
@@ -68,7 +68,7 @@ def finished(cell: Cell, store: CohortStore, seed: int, references: bool = True,
 def add_missing_rows(
     run: RunFolder, parts: Mapping[str, str], store: CohortStore, missing: Sequence[str], rows: list[dict[str, Any]]
 ) -> None:
-    """What the row says without a modality, as `evaluate.missing` writes it: beside the reference rows."""
+    """What the row says without a modality, as `evaluate.missing` writes it: beside the baselines."""
     file = run.evaluation / "reference_predictions.parquet"
     tables = [pq.read_table(file)] if file.exists() else []
     for number, modality in enumerate(missing):

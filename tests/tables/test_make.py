@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from matplotlib.image import imread
 
 from gimp_ray.cli.commands import main
-from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL_MLP, bootstrap_intervals, paired_difference
+from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL, Truth, difference_of, intervals_of
 from gimp_ray.experiments.grid import Resources
 from gimp_ray.experiments.spec import build_table
 from gimp_ray.experiments.table import Planned, make_table, plan_table
@@ -77,7 +77,7 @@ def out_of(planned: Planned) -> Path:
 
 def test_every_row_has_the_figures_of_its_runs(planned: Planned, result: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in result["rows"]}
-    assert list(rows) == ["GiMP", "50 % & [a_b] $x$", GENES_ALONE, MEAN_POOL_MLP]
+    assert list(rows) == ["GiMP", "50 % & [a_b] $x$", GENES_ALONE, MEAN_POOL]
     runs = [reported(cell) for cell in planned.cells]
     for row, (one, two) in zip(rows.values(), (runs[:2], runs[2:]), strict=False):
         each = [np.mean(run["probabilities"].argmax(axis=1) == run["labels"]) for run in (one, two)]
@@ -87,11 +87,10 @@ def test_every_row_has_the_figures_of_its_runs(planned: Planned, result: dict[st
     first, second = (
         {key: np.concatenate([run[key] for run in pair]) for key in runs[0]} for pair in (runs[:2], runs[2:])
     )
-    alone = bootstrap_intervals(first["cases"], first["labels"], first["probabilities"], CLASSES, 1000, 0)
+    truth = Truth("class", CLASSES, {"label": first["labels"]})
+    alone = intervals_of(truth, first["cases"], first["probabilities"], 1000, 0)
     assert {**rows["GiMP"]["metrics"]["accuracy"], "sd": 0} == pytest.approx(alone["accuracy"] | {"sd": 0})
-    paired = paired_difference(
-        first["cases"], first["labels"], second["probabilities"], first["probabilities"], CLASSES, 1000, 0
-    )
+    paired = difference_of(truth, first["cases"], second["probabilities"], first["probabilities"], 1000, 0)
     found = rows["50 % & [a_b] $x$"]["difference_to_first"]["accuracy"]
     assert {**found, "sd": 0} == pytest.approx(paired["accuracy"] | {"sd": 0})
     assert rows["GiMP"]["difference_to_first"] == {}
@@ -109,7 +108,7 @@ def test_the_page_says_what_the_figures_are(planned: Planned, result: dict[str, 
     shown = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
     (line,) = [line for line in text.splitlines() if "| GiMP |" in line]
     assert line.startswith(f"| ours | GiMP | 2 | {shown} |  | ") and "| 0.9947 | 10.5 s |" in line
-    assert GENES_ALONE in text and MEAN_POOL_MLP in text and "](table.png)" in text
+    assert GENES_ALONE in text and MEAN_POOL in text and "](table.png)" in text
     assert f"gimp table {planned.out}/table.yaml --out {planned.out}" in text
 
 
@@ -248,7 +247,7 @@ def test_a_row_is_followed_by_what_it_says_without_a_modality(store_path: Path, 
         ("a, genes missing", "x", False),
         ("b", "", False),
         (GENES_ALONE, "Baselines", True),
-        (MEAN_POOL_MLP, "Baselines", True),
+        (MEAN_POOL, "Baselines", True),
     ]
     # asked for later, it is evaluated again
     asked = build_table(table.model_dump() | {"base": table.base | {"evaluate.missing": ["genes"]}})

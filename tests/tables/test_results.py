@@ -8,9 +8,7 @@ import pyarrow as pa
 import pytest
 
 from gimp_ray.errors import InputError
-from gimp_ray.evaluation import bootstrap_intervals, paired_difference
-from gimp_ray.evaluation.label_intervals import label_intervals
-from gimp_ray.evaluation.survival_intervals import survival_intervals
+from gimp_ray.evaluation import Truth, difference_of, intervals_of
 from gimp_ray.experiments.results import RunScores, draw_of, pooled_difference, pooled_intervals, score
 from tests.tables.made import CLASSES, made_up
 
@@ -47,7 +45,7 @@ PATIENT_OF = dict(zip(CASES, PATIENTS, strict=True))
 def test_one_run_has_the_figures_of_its_own_evaluation() -> None:
     p_NC = made_up(CASES, 1)
     found = pooled_intervals(runs_of({(0, 0): table(p_NC)}, PATIENT_OF))
-    expected = bootstrap_intervals(PATIENTS, LABELS, p_NC, CLASSES, 200, 0)
+    expected = intervals_of(Truth("class", CLASSES, {"label": LABELS}), PATIENTS, p_NC, 200, 0)
     for name in NAMES:
         assert found[name] == pytest.approx(expected[name] | {"sd": None})
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
@@ -56,7 +54,7 @@ def test_one_run_has_the_figures_of_its_own_evaluation() -> None:
 def test_a_difference_of_one_run_is_the_paired_difference_of_the_evaluation() -> None:
     first, second = made_up(CASES, 1), made_up(CASES, 2)
     found = pooled_difference(runs_of({(0, 0): table(second)}, PATIENT_OF), runs_of({(0, 0): table(first)}, PATIENT_OF))
-    expected = paired_difference(PATIENTS, LABELS, second, first, CLASSES, 200, 0)
+    expected = difference_of(Truth("class", CLASSES, {"label": LABELS}), PATIENTS, second, first, 200, 0)
     for name in NAMES:
         assert found[name] == pytest.approx(expected[name] | {"sd": None})
 
@@ -64,7 +62,8 @@ def test_a_difference_of_one_run_is_the_paired_difference_of_the_evaluation() ->
 def test_accuracy_over_seeds_is_that_of_all_their_predictions_under_one_draw() -> None:
     p_SNC = [made_up(CASES, seed) for seed in (1, 2, 3)]
     found = pooled_intervals(runs_of({(0, seed): table(p_NC) for seed, p_NC in enumerate(p_SNC)}, PATIENT_OF))
-    stacked = bootstrap_intervals(PATIENTS * 3, np.tile(LABELS, 3), np.concatenate(p_SNC), CLASSES, 200, 0)
+    truth = Truth("class", CLASSES, {"label": np.tile(LABELS, 3)})
+    stacked = intervals_of(truth, PATIENTS * 3, np.concatenate(p_SNC), 200, 0)
     assert found["accuracy"]["value"] == pytest.approx(stacked["accuracy"]["value"])
     assert found["accuracy"]["low"] == pytest.approx(stacked["accuracy"]["low"])
     assert found["accuracy"]["high"] == pytest.approx(stacked["accuracy"]["high"])
@@ -114,7 +113,8 @@ def test_survival_and_labels_have_the_figures_of_their_evaluation() -> None:
     draw = draw_of(PATIENTS, 200, 0)
     follow_up = pa.table({"time": time, "event": event, "risk": risk})
     found = pooled_intervals([RunScores(0, 0, tuple(CASES), *score("survival", follow_up, weights(draw, PATIENTS)))])
-    expected = survival_intervals(PATIENTS, time, event, risk, 200, 0)["c_index"]
+    truth = Truth("survival", (), {"time": time, "event": event})
+    expected = intervals_of(truth, PATIENTS, risk[:, None], 200, 0)["c_index"]
     assert found["c_index"] == pytest.approx(expected | {"sd": None})
 
     truth, known = rng.uniform(size=(24, 2)) < 0.5, rng.uniform(size=(24, 2)) < 0.8
@@ -124,7 +124,7 @@ def test_survival_and_labels_have_the_figures_of_their_evaluation() -> None:
     found = pooled_intervals(
         [RunScores(0, 0, tuple(CASES), *score("labels", pa.table(columns), weights(draw, PATIENTS)))]
     )
-    labels = label_intervals(PATIENTS, truth, known, p_NP, ("TP53", "KRAS"), 200, 0)
+    labels = intervals_of(Truth("labels", ("TP53", "KRAS"), {"truth": truth, "known": known}), PATIENTS, p_NP, 200, 0)
     for name in ("auroc", "average_precision"):
         assert found[name] == pytest.approx(labels[name] | {"sd": None})
         assert found[f"{name} KRAS"] == pytest.approx(labels["labels"]["KRAS"][name] | {"sd": None})

@@ -109,7 +109,7 @@ def test_what_is_done_is_not_missing_and_what_is_missing_says_why(
     run.config_file.write_text(to_yaml(begun.step.config))
     run.record_file.write_text('{"attempts": [{"status": "failed: MemoryError"}]}')
     assert missing(cell.step for cell in cells) == {
-        unread.step.uri: "evaluated without the reference rows",
+        unread.step.uri: "evaluated without the baselines",
         begun.step.uri: "stage finetune is not finished, last attempt: failed: MemoryError",
         new.step.uri: "not begun",
     }

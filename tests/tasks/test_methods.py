@@ -416,7 +416,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.slow
 def test_the_verbs_run_evaluate_and_embed_a_compared_method(tiny: Config, gene_sets: str) -> None:
-    """One stage, no stages before it, predictions and metrics beside the reference rows."""
+    """One stage, no stages before it, predictions and metrics beside the baselines."""
     config = config_of(tiny, "porpoise", gene_sets, evaluate__resamples=20)
     run = pipeline.run_all(config)
     assert run.record()["attempts"][-1]["stages"] == ["finetune"] and not run.stage_done("genes")

@@ -2,7 +2,7 @@
 
 All of them see z-scores fitted on the training cases (`gimp_ray.learn.gene_values`). GroupMSA takes its numbers from
 `genes.*` and `model.dim`, as in GiMP, and `genes.mixup` mixes its mini-batches as in its own pre-training. Left out:
-label smoothing; choosing a penalty on validation, which the reference rows of an evaluation do.
+label smoothing; choosing a penalty on validation, which the baselines of an evaluation do.
 
 Shape suffixes: B batch, G genes, D width, O outputs.
 """

@@ -23,10 +23,9 @@ from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.learn.gene_layout import SetLayout, SetPlaces, arranged, layout_of_sets
 from gimp_ray.nn.gene_input import GeneInput
 from gimp_ray.store import CohortStore
+from gimp_ray.store.units import LINEAR_WORDS, SCALED_WORDS, UNKNOWN, looks_linear
 
 CHUNK = 64  # cases read at once
-LINEAR_UNITS = ("fpkm", "rpkm", "tpm", "cpm", "rsem", "count")
-SCALED_UNITS = ("log", "zscore", "vst", "rma")
 
 
 @dataclass(frozen=True)
@@ -131,19 +130,18 @@ def needs_log(store: CohortStore, index: CohortIndex) -> bool:
     Raises:
         InputError: the unit is none that is known to be linear or not.
     """
-    unit = _plain(store.manifest.gene_unit)
-    if unit == "unknown":
+    unit = store.manifest.gene_unit or UNKNOWN
+    if unit == UNKNOWN:
         sample = store.read_genes([str(case) for case in index.case_ids[:CHUNK]])
         # log2(x + 1) of any expression unit stays well below this; linear units pass it by far
         return bool(sample.min() >= 0 and sample.max() > 30)
-    if any(word in unit for word in SCALED_UNITS):
-        return False
-    if any(word in unit for word in LINEAR_UNITS):
-        return True
+    linear = looks_linear(unit)
+    if linear is not None:
+        return linear
     raise InputError(
         "the unit of the genes says neither that they are linear nor that they are not",
         file=store.path,
-        expected=f"a unit with one of {', '.join((*LINEAR_UNITS, *SCALED_UNITS))}",
+        expected=f"a unit with one of {', '.join((*LINEAR_WORDS, *SCALED_WORDS))}",
         found=str(store.manifest.gene_unit),
         fix="say genes.log: true to take log2(x + 1), or genes.log: false",
     )

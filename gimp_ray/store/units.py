@@ -11,6 +11,8 @@ import re
 UNKNOWN = "unknown"
 Z_SCORE = "z-score"
 LINEAR = ("counts", "FPKM", "FPKM-UQ", "TPM", "RPKM", "RSEM", "CPM")
+LINEAR_WORDS = ("fpkm", "rpkm", "tpm", "cpm", "rsem", "count")
+SCALED_WORDS = ("log", "zscore", "vst", "rma")
 _SPELLINGS = {
     "counts": "count counts rawcount rawcounts readcount readcounts genecounts htseqcount htseqcounts starcounts",
     "FPKM": "fpkm rsemfpkm htseqfpkm starfpkm",
@@ -51,8 +53,21 @@ def canonical(text: str) -> str:
 
 
 def is_linear(unit: str) -> bool:
-    """Whether values of the unit may be added and are never negative."""
+    """Whether values of the unit may be added and are never negative: one of `LINEAR`."""
     return parse_unit(unit) in LINEAR
+
+
+def looks_linear(unit: str) -> bool | None:
+    """Whether a unit is linear, also one that is not known exactly (`normalised counts, vst`), by the words in it.
+
+    None where no word decides.
+    """
+    if is_linear(unit):
+        return True
+    plain = _letters(unit.lower())
+    if any(word in plain for word in SCALED_WORDS):
+        return False
+    return True if any(word in plain for word in LINEAR_WORDS) else None
 
 
 def _letters(text: str) -> str:

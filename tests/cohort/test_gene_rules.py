@@ -18,7 +18,7 @@ from gimp_ray.ingest.genes.names import is_par_y, x_copy
 from gimp_ray.ingest.genes.samples import Sample, barcode_in, choose_samples, code_of
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.io.gene_sets import without_version
-from gimp_ray.store.units import LINEAR, canonical, is_linear, parse_unit
+from gimp_ray.store.units import LINEAR, canonical, is_linear, looks_linear, parse_unit
 
 A, B = "TCGA-05-4244", "TCGA-44-2655"
 
@@ -533,3 +533,12 @@ def test_nothing_to_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no case of the case table") as caught:
         _read(path)
     assert caught.value.found is not None and "other" in caught.value.found
+
+
+@pytest.mark.parametrize(
+    ("unit", "linear"),
+    [("FPKM", True), ("fpkm_uq", True), ("kallisto est_counts", True), ("log2(FPKM+1)", False), ("Z_score", False),
+     ("counts, vst", False), ("arbitrary", None)],
+)  # fmt: skip
+def test_linear_and_scaled_units(unit: str, linear: bool | None) -> None:
+    assert looks_linear(unit) is linear

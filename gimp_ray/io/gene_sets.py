@@ -1,7 +1,6 @@
 """Gene sets: GMT as MSigDB has it (set, description, genes...), or CSV and TSV, and which genes of a list they hold.
 
 A CSV is long (columns `gene_set` and `gene`, one gene a row) or wide (one set a column, the sets' names in the header).
-Left out: downloading sets, translating between species, expression of a set.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def match_gene_sets(
         gene_ids: the list, such as a store's; G ids.
         symbols: symbol of every gene of the list, where known; a symbol of several genes matches them all.
     """
-    places = _Places(gene_ids, symbols)
+    places = _GeneIndex(gene_ids, symbols)
     found: dict[str, NDArray[np.int64]] = {}
     unmatched: dict[str, tuple[str, ...]] = {}
     coverage: dict[str, float] = {}
@@ -120,7 +119,7 @@ def match_genes(
     genes: Sequence[str], gene_ids: Sequence[str], symbols: Sequence[str | None] | None = None
 ) -> tuple[list[int], list[str]]:
     """Places of genes in a list of genes, in the order asked and each once, and the genes that are not there."""
-    places = _Places(gene_ids, symbols)
+    places = _GeneIndex(gene_ids, symbols)
     matched = [places.of(gene) for gene in genes]
     found = list(dict.fromkeys(place for hits in matched for place in hits))
     return found, [gene for gene, hits in zip(genes, matched, strict=True) if not hits]
@@ -132,7 +131,7 @@ def without_version(gene_id: str) -> str:
     return gene_id if match is None else match[1] + (match[2] or "")
 
 
-class _Places:
+class _GeneIndex:
     """Where a gene stands in a list, by the three ways of naming it."""
 
     def __init__(self, gene_ids: Sequence[str], symbols: Sequence[str | None] | None) -> None:

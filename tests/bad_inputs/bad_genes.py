@@ -328,7 +328,7 @@ SAMPLES = (
     refused("sheet with other columns", _sheet(lambda t: "a\tb\n1\t2\n"), "no sample sheet", SHEET, kind="star"),
     refused("sheet that contradicts itself", _sheet(lambda t: t + t.splitlines()[2].replace("A1\tA1", "A0\tA0") + "\n"),
             "two rows", SHEET, kind="star"),
-    refused("nothing says whose", _nothing_says_whose, "nothing says whose", kind="star"),
+    refused("nothing says which cases", _nothing_says_whose, "nothing says which cases", kind="star"),
     refused("folder of no samples", lambda i: shutil.rmtree(i.root / "gdc") or (i.root / "gdc").mkdir(),
             "no per-sample gene files", "gdc", kind="star"),
     refused("HTSeq of two units", _htseq_of_two_units, "different units", "FPKM", kind="star"),

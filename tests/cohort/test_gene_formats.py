@@ -184,7 +184,7 @@ def test_without_a_sheet_names_tell_the_case(tmp_path: Path) -> None:
     write_star(tmp_path / "exact" / "C1.tsv", seed=3)
     assert _read(tmp_path / "exact", ["C1"]).expression("C1")[1] == star_value(3, 1, 4)
     write_star(tmp_path / "nobody" / f"uuid.{STAR}")
-    with pytest.raises(InputError, match="nothing says whose") as caught:
+    with pytest.raises(InputError, match="nothing says which cases") as caught:
         _read(tmp_path / "nobody")
     assert caught.value.fix is not None and "sample sheet" in caught.value.fix
 

@@ -186,7 +186,7 @@ def _gdc_survival(table: pa.Table) -> Endpoint | None:
     follow_up = [n for n in _FOLLOW_UP if n in table.column_names]
     if status is None or not (death or follow_up):
         return None
-    # a cohort in which nobody died has no days to death at all
+    # a cohort without deaths has no days to death at all
     died = _largest(table, [death] if death else [])
     last = _largest(table, follow_up)
     words = [str(value).strip().lower() for value in table[status].to_pylist()]
@@ -211,13 +211,13 @@ _AGES = ("age", "age_at_index", "demographic.age_at_index", "age_at_initial_path
 _SEXES = ("sex", "is_female", "gender", "sex_at_birth", "demographic.sex_at_birth", "demographic.gender")
 _SEX_WORDS = {"female": "female", "f": "female", "male": "male", "m": "male"}
 _NO_SEX = ("unknown", "not reported", "unspecified", "not specified")
-# nobody is older: a larger number is days, as GDC writes it
+# years; a larger number is days, as GDC writes it
 _OLDEST = 150
 _SHOWN = 8
 
 
 class _Table:
-    """The columns so far, and what was said about them."""
+    """The columns so far, and the notes about them."""
 
     def __init__(self, table: pa.Table, case_ids: Sequence[str | None]) -> None:
         self.table, self.case_ids = table, case_ids
@@ -296,7 +296,7 @@ def _survival(table: _Table, survival: str, path: Path) -> None:
 
 
 def _without_endpoint(table: _Table, found: Collection[str]) -> None:
-    """What is said where there is no overall survival; times without an event are numbers all the same."""
+    """Notes where there is no overall survival; times without an event are numbers all the same."""
     if found:
         table.notes.append(f"no overall survival; the option survival can take {', '.join(sorted(found))}")
     elif "survival_months" in table.table.column_names:

@@ -209,9 +209,9 @@ def one_row_a_case(part: CasePart, largest_counts: Sequence[str] = ()) -> CasePa
     return CasePart(part.path, list(row_of), None, labels, dropped, extra, tuple(notes), part.written)
 
 
-def _case_column(file: TextFile, known: CaseFormat | None, said: str | None) -> str:
-    if said in file.names and said is not None:
-        return said
+def _case_column(file: TextFile, known: CaseFormat | None, declared: str | None) -> str:
+    if declared in file.names and declared is not None:
+        return declared
     if known is not None:
         return next(name for name in known.case_names if name in file.names)
     name = one_of("case", candidates("case", file.names), file.path)

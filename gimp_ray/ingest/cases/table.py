@@ -156,14 +156,14 @@ def _check_declared(files: Sequence[TextFile], role: str, name: str | None) -> N
         )
 
 
-def _label_columns(files: Sequence[TextFile], said: str | None) -> dict[Path, str]:
+def _label_columns(files: Sequence[TextFile], declared: str | None) -> dict[Path, str]:
     """The column of labels in each file that has it.
 
-    It has one name in all files: what the user said, or the only name that could be one, or what a portal's file has
+    It has one name in all files: the declared one, or the only name that could be one, or what a portal's file has
     instead.
     """
-    if said is not None:
-        return {file.path: said for file in files if said in file.names}
+    if declared is not None:
+        return {file.path: declared for file in files if declared in file.names}
     own = USUAL_NAMES["label"][0]
     found = {file.path: candidates("label", file.names) for file in files}
     if any(own in names for names in found.values()):

@@ -1,7 +1,6 @@
 """CSV and TSV files as tools write them: byte-order mark, comment lines, zip and gz, columns without a name.
 
-The header is looked at first, so that the caller can choose columns and say which are text. Left out: Excel files,
-encodings other than UTF-8.
+The header is read first, so that the caller can choose columns and which of them are text.
 """
 
 from __future__ import annotations
@@ -56,11 +55,6 @@ class TextFile:
     def keys(self) -> tuple[str, ...]:
         """A name for every column, by which `read_columns` reads it: its own, or a made-up one where it has none."""
         return tuple(name or f"\0{i}" for i, name in enumerate(self.names))
-
-
-def read_csv(path: Path, kind: str, text_columns: Collection[str]) -> pa.Table:
-    """All columns of a CSV or TSV file, the named ones as text; InputError where it is no table."""
-    return read_columns(open_text(path, kind), text=text_columns)
 
 
 def open_text(path: Path, kind: str) -> TextFile:

@@ -177,3 +177,34 @@ def _tsv(path: Path, text: bytes, names: list[str], skipped: int, types: dict[st
         )
     except pa.ArrowException as error:
         raise damaged(path, str(error)[:300]) from error
+
+
+_NO_TABLE, _NO_MATRIX = "the gene file is not a table of numbers", "the gene file is not a matrix"
+_REFUSALS = {
+    "text": (
+        _NO_TABLE,
+        "a header line, ids in the first column, numbers in the others",
+        "keep the ids in the first column and numbers in the others; text columns may stand beside genes alone",
+    ),
+    "Parquet": (
+        _NO_MATRIX,
+        "a text column with the ids, numbers in the others",
+        "write the file again with the ids in a text column of their own, or give the matrix as CSV or TSV",
+    ),
+    "HDF5": (
+        _NO_MATRIX,
+        "data sets expression (cases x genes), case_id and gene_id of matching lengths",
+        "write the file again with these data sets, or give the matrix as CSV, TSV or Parquet",
+    ),
+    "AnnData": (
+        "the AnnData file cannot be read",
+        "a whole .h5ad file",
+        "copy it again, or write it again with anndata",
+    ),
+}
+
+
+def unusable(path: Path, found: str, kind: str = "text") -> InputError:
+    """The refusal of a matrix that cannot be read; `kind` is text, Parquet, HDF5 or AnnData."""
+    what, expected, fix = _REFUSALS[kind]
+    return InputError(what, file=path, expected=expected, found=found, fix=fix)

@@ -32,41 +32,14 @@ from gimp_ray.ingest.genes.files import (
     Head,
     Wanted,
     gene_column,
+    unusable,
 )
 from gimp_ray.io.text import TEXT_FAULTS, is_number, open_bytes, open_text, separator_of, split
 from gimp_ray.store.units import parse_unit
 
 # columns of a case table; lower case, which no human gene symbol is
-_OF_CASES = {
-    "label",
-    "class",
-    "subtype",
-    "age",
-    "sex",
-    "gender",
-    "is_female",
-    "site",
-    "stage",
-    "grade",
-    "survival_months",
-    "survival",
-    "censorship",
-    "event",
-    "status",
-    "os",
-    "os_time",
-    "dss",
-    "dfi",
-    "pfi",
-    "oncotree",
-    "oncotree_code",
-    "slide",
-    "slide_id",
-    "train",
-    "fold",
-    "split",
-    "batch",
-}
+_CASE_COLUMNS = """label class subtype age sex gender is_female site stage grade survival_months survival censorship
+event status os os_time dss dfi pfi oncotree oncotree_code slide slide_id train fold split batch"""
 _XENA = (
     *(
         (rf".*[.](htseq|star)_{name}", f"log2({unit}+1)")
@@ -93,7 +66,7 @@ class RawMatrix:
     values: np.ndarray
     axis: int | None = None
     kept: np.ndarray | None = None
-    said: str | None = None
+    recorded_axis: str | None = None
     beside: GeneColumns = field(default_factory=dict)
     unit: str | None = None
     hint: str | None = None
@@ -128,7 +101,7 @@ def _gathered(
         for mine, new in zip(beside, block_texts, strict=True):
             mine.extend(new)
     rows = np.concatenate(kept) if kept else np.zeros(0, np.int64)
-    strange = [name or "(unnamed)" for name in texts] + [name for name in names if name in _OF_CASES]
+    strange = [name or "(unnamed)" for name in texts] + [name for name in names if name in _CASE_COLUMNS.split()]
     if of_rows and strange and (orientation == CASES_BY_GENES or len(rows)):
         more = f" and {len(strange) - 20} more" if len(strange) > 20 else ""
         raise InputError(
@@ -166,8 +139,10 @@ def read_text(path: Path, ways: Wanted, orientation: str, column: str | None) ->
     """CSV, TSV, GCT, Xena, cBioPortal: a header line, ids in the first column, numbers in the rest."""
     names, skipped, first, longest, separator = _table_head(path)
     cells = [[row[i].strip() for row in first if i < len(row)] for i in range(len(names))]
-    told = [[cell for cell in of if cell not in MISSING] for of in cells]
-    texts = [i for i in range(1, len(names)) if gene_column(names[i]) or (told[i] and not any(map(is_number, told[i])))]
+    filled = [[cell for cell in of if cell not in MISSING] for of in cells]
+    texts = [
+        i for i in range(1, len(names)) if gene_column(names[i]) or (filled[i] and not any(map(is_number, filled[i])))
+    ]
     numeric = [i for i in range(1, len(names)) if i not in set(texts)]
     if not numeric:
         raise unusable(path, "no column of numbers; the columns are " + ", ".join(names[:10]))
@@ -220,7 +195,9 @@ def _table_head(path: Path) -> tuple[list[str], int, list[list[str]], int, str]:
             first = list(itertools.islice(csv_reader(stream, delimiter=separator_of(line)), rows))
     except TEXT_FAULTS as error:
         utf16 = path.open("rb").read(2) in (b"\xff\xfe", b"\xfe\xff")
-        raise unusable(path, f"text that is not UTF-8: {'UTF-16' if utf16 else error}") from error
+        raise unusable(
+            path, f"text that is not UTF-8: {'UTF-16 text; save it as UTF-8' if utf16 else error}"
+        ) from error
     if first and len(first[0]) == len(names) + 1:  # R's header is one name short
         names = ["", *names]
     longest = max([len(line), *(sum(map(len, row)) + len(row) for row in first)])
@@ -250,7 +227,7 @@ def _bare(path: Path) -> str:
 
 
 def _of_cbioportal(raw: RawMatrix) -> RawMatrix:
-    """A gene without a symbol is named by its Entrez id; the unit is said by the meta file beside, else by the name."""
+    """A gene without a symbol is named by its Entrez id; the unit is that of the meta file beside, else of the name."""
     beside, rows = dict(raw.beside), raw.rows
     if ENTREZ in beside:
         rows = [name or number or "" for name, number in zip(rows, beside[ENTREZ], strict=True)]
@@ -258,17 +235,17 @@ def _of_cbioportal(raw: RawMatrix) -> RawMatrix:
     hint = _by_words(raw.path.name.removesuffix(".gz"))
     for meta in sorted(raw.path.parent.glob("meta_*.txt")):
         text = meta.read_text(encoding="utf-8", errors="replace")
-        said = {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
-        if said.get("data_filename") == raw.path.name.removesuffix(".gz"):
-            words = " ".join(said.get(key, "") for key in ("profile_name", "profile_description", "stable_id"))
-            zscore = said.get("datatype", "").upper() == "Z-SCORE"
+        meta_of = {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+        if meta_of.get("data_filename") == raw.path.name.removesuffix(".gz"):
+            words = " ".join(meta_of.get(key, "") for key in ("profile_name", "profile_description", "stable_id"))
+            zscore = meta_of.get("datatype", "").upper() == "Z-SCORE"
             hint = "z-score" if zscore else _by_words(words) or hint
     return replace(raw, rows=rows, beside=beside, hint=hint)
 
 
 def _by_words(text: str) -> str | None:
     found = next((unit for pattern, unit in _CBIOPORTAL if re.search(pattern, text.lower())), None)
-    # a log of a unit that nobody says exactly is no unit of ours
+    # a logarithm without its base and offset is no known unit
     return found if found == "z-score" or "log" not in text.lower() else None
 
 
@@ -291,6 +268,7 @@ def read_parquet(path: Path, ways: Wanted, orientation: str, column: str | None)
             path,
             f"text columns: {', '.join(text) or 'none'}"
             + (f"; not numbers: {', '.join(strange[:5])}" if strange else ""),
+            "Parquet",
         )
 
     def batches(wanted: list[int]) -> Iterator[tuple[list[str], list[list[str | None]], np.ndarray]]:
@@ -313,7 +291,7 @@ def read_hdf5(path: Path, ways: Wanted, orientation: str, column: str | None) ->
         keys = ("expression", "case_id", "gene_id")
         missing = [key for key in keys if not isinstance(file.get(key), h5py.Dataset)]
         if missing:
-            raise unusable(path, f"no {', no '.join(missing)}; found {', '.join(file) or 'an empty file'}")
+            raise unusable(path, f"no {', no '.join(missing)}; found {', '.join(file) or 'an empty file'}", "HDF5")
         cases, genes = _texts(file["case_id"], path), _texts(file["gene_id"], path)
         values, unit = file["expression"][()], file.attrs.get("unit", file["expression"].attrs.get("unit"))
         names = [
@@ -323,18 +301,20 @@ def read_hdf5(path: Path, ways: Wanted, orientation: str, column: str | None) ->
         ]
         beside: GeneColumns = {str(gene_column(name)): [*_texts(file[name], path)] for name in names}
     if values.dtype.kind not in "fiu":
-        raise unusable(path, f"expression of type {values.dtype}")
+        raise unusable(path, f"expression of type {values.dtype}", "HDF5")
     unit = (unit.decode("utf-8", "replace") if isinstance(unit, bytes) else unit) or None
     if values.shape == (len(cases), len(genes)):
-        return RawMatrix(path, cases, genes, values, said=CASES_BY_GENES, beside=beside, unit=unit)
+        return RawMatrix(path, cases, genes, values, recorded_axis=CASES_BY_GENES, beside=beside, unit=unit)
     if values.shape == (len(genes), len(cases)):
-        return RawMatrix(path, genes, cases, values, said=GENES_BY_CASES, beside=beside, unit=unit)
-    raise unusable(path, f"expression {values.shape}, {len(cases)} case ids, {len(genes)} gene ids")
+        return RawMatrix(path, genes, cases, values, recorded_axis=GENES_BY_CASES, beside=beside, unit=unit)
+    raise unusable(path, f"expression {values.shape}, {len(cases)} case ids, {len(genes)} gene ids", "HDF5")
 
 
 def _texts(dataset: h5py.Dataset, path: Path) -> list[str]:
     if dataset.dtype.kind not in "SO" or dataset.ndim != 1:
-        raise unusable(path, f"{dataset.name} of type {dataset.dtype} and shape {dataset.shape}, not a list of texts")
+        raise unusable(
+            path, f"{dataset.name} of type {dataset.dtype} and shape {dataset.shape}, not a list of texts", "HDF5"
+        )
     return [v.strip() for v in dataset.asstr(errors="replace")[()].tolist()]
 
 
@@ -348,7 +328,7 @@ def read_h5ad(path: Path, ways: Wanted, orientation: str, column: str | None) ->
     try:
         data = anndata.read_h5ad(path)
     except Exception as error:  # anndata raises what its parts raise
-        raise unusable(path, str(error)[:300] or type(error).__name__) from error
+        raise unusable(path, str(error)[:300] or type(error).__name__, "AnnData") from error
     layers = [name for name in data.layers if name]
     if column is not None and column not in layers:
         raise InputError(
@@ -377,7 +357,13 @@ def read_h5ad(path: Path, ways: Wanted, orientation: str, column: str | None) ->
     values = matrix[kept]
     values = np.asarray(values.toarray() if hasattr(values, "toarray") else values)
     if values.dtype.kind not in "fiu":
-        raise unusable(path, f"values of type {values.dtype}")
+        raise InputError(
+            "the AnnData file holds no numbers",
+            file=path,
+            expected="numbers",
+            found=f"type {values.dtype}",
+            fix="name a layer of numbers",
+        )
     beside = {
         str(gene_column(str(c))): [None if pd.isna(v) else str(v) for v in data.var[c]]
         for c in data.var
@@ -392,15 +378,3 @@ def is_h5ad(head: Head) -> bool:
     with contextlib.suppress(OSError, RuntimeError), h5py.File(head.path, "r") as file:
         return "obs" in file and "var" in file
     return head.path.name.lower().endswith(".h5ad")
-
-
-def unusable(path: Path, found: str) -> InputError:
-    text = path.suffix.lower() not in (".h5", ".hdf5", ".h5ad", ".parquet")
-    what = "the gene file is not a table of numbers" if text else "the gene file is not a matrix"
-    return InputError(
-        what,
-        file=path,
-        expected="ids in the first column (or case_id, gene_id and expression), numbers in the others",
-        found=found,
-        fix="keep the ids in the first column and numbers in the others; text columns may stand beside genes alone",
-    )

@@ -40,7 +40,7 @@ class GeneMatrix:
         source_ids: sample of every row (several joined by ` + ` where they were averaged).
         gene_ids: G names, each once.
         values: (rows, G) float32.
-        unit: `unknown` or None where nobody said it.
+        unit: `unknown` or None where it is not declared or recorded.
         row_of: case -> row; two cases of one patient may share one.
         matched_by_patient: some case was matched by the patient of a barcode, not by its exact id.
         gene_columns: symbol, gene_type, entrez, source_id, ...
@@ -84,7 +84,7 @@ def read_expression(
         paths: matrices, and folders or files of one sample each (GDC STAR counts, HTSeq).
         case_ids: the cases asked for.
         options: see `GeneOptions`.
-        sample_sheet: which file or sample is whose.
+        sample_sheet: the case of each file or sample.
 
     Raises:
         InputError: files that are missing, of an unknown kind or contradict each other, no case found, several samples
@@ -100,16 +100,16 @@ def read_expression(
     choice = choose_samples(sources.samples, case_ids, options.samples)
     if not choice.samples and not choice.without:
         raise sources.unmatched[0] if sources.unmatched else no_case(sources)
-    said = _units(sources, [s for own in owned.values() for s in own], column)
-    tables, said, hashes = _load(sources, choice, said, column)
+    recorded = _units(sources, [s for own in owned.values() for s in own], column)
+    tables, recorded, hashes = _load(sources, choice, recorded, column)
     if not choice.samples:
         raise next(iter(choice.without.values()))
-    matrix = _assemble(sources, tables, choice, options, resolve_unit(options.unit, said)[0])
+    matrix = _assemble(sources, tables, choice, options, resolve_unit(options.unit, recorded)[0])
     if options.missing == "gene":
         matrix = _only_measured(matrix)
     lists = [Path(options.gene_list)] if options.gene_list is not None else []
     hashes |= {str(path): sha256_of(path) for path in (*sources.read, *lists)}
-    unit, certain, notes = resolve_unit(options.unit, said)
+    unit, certain, notes = resolve_unit(options.unit, recorded)
     names = {row: case for case, row in reversed(matrix.row_of.items())}
     cases = [names.get(row, "") for row in range(len(matrix.source_ids))]
     notes += check_values(matrix.values, unit, certain, cases, matrix.gene_ids, matrix.sources)
@@ -145,10 +145,10 @@ def join(roll: Roll, matrix: GeneMatrix) -> list[str]:
 def _units(sources: GeneSources, samples: Sequence[Sample], column: str) -> list[RecordedUnit]:
     """What the sources that hold these samples say of their unit, each unit once."""
     numbers = {sample.source for sample in samples}
-    said = [RecordedUnit(m.path, m.unit, m.hint) for i, m in enumerate(sources.matrices) if i in numbers]
+    recorded = [RecordedUnit(m.path, m.unit, m.hint) for i, m in enumerate(sources.matrices) if i in numbers]
     places = sorted({sample.place for sample in samples if sample.source == len(sources.matrices)})
     of_files = [_unit_of(sources, place, column) for place in places]
-    return said + list({(one.content, one.hint): one for one in reversed(of_files)}.values())[::-1]
+    return recorded + list({(one.content, one.hint): one for one in reversed(of_files)}.values())[::-1]
 
 
 def _unit_of(sources: GeneSources, place: int, column: str) -> RecordedUnit:
@@ -160,7 +160,7 @@ def _unit_of(sources: GeneSources, place: int, column: str) -> RecordedUnit:
 
 
 def _load(
-    sources: GeneSources, choice: Choice, said: list[RecordedUnit], column: str
+    sources: GeneSources, choice: Choice, recorded: list[RecordedUnit], column: str
 ) -> tuple[dict[int, Expression], list[RecordedUnit], dict[str, str]]:
     """The sources of the chosen samples; cases whose file is damaged lose their samples."""
     chosen = [sample for own in choice.samples.values() for sample in own]
@@ -168,9 +168,9 @@ def _load(
     number = len(sources.matrices)
     places = list(dict.fromkeys(sample.place for sample in chosen if sample.source == number))
     if not places:
-        return tables, said, {}
+        return tables, recorded, {}
     hashes: dict[str, str] = {}
-    said = [one for one in said if one.path in {m.path for m in sources.matrices}]
+    recorded = [one for one in recorded if one.path in {m.path for m in sources.matrices}]
     first: tuple[Path, list[str], GeneColumns] | None = None
     values: list[np.ndarray] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -183,13 +183,13 @@ def _load(
             (ids, row, beside, unit), hashes[str(path)] = result
             first = first or (path, ids, beside)
             values.append(row if ids == first[1] else _aligned(path, ids, row, *first[:2]))
-            said.append(_unit_of(sources, place, column) if unit is None else RecordedUnit(path, content=unit))
+            recorded.append(_unit_of(sources, place, column) if unit is None else RecordedUnit(path, content=unit))
     if first is None:
         raise next(iter(choice.without.values()))
     kept = [place for place in places if str(sources.files[place][0]) in hashes]
     names = [path.name for path, _ in sources.files]
     tables[number] = Expression(first[0], names, first[1], np.stack(values), np.array(kept), first[2])
-    return tables, list({(one.content, one.hint): one for one in reversed(said)}.values())[::-1], hashes
+    return tables, list({(one.content, one.hint): one for one in reversed(recorded)}.values())[::-1], hashes
 
 
 def _read_file(
@@ -245,8 +245,8 @@ def _lose(choice: Choice, place: int, source: int, error: InputError) -> None:
         hit = next((s for s in own if s.source == source and s.place == place), None)
         if hit is not None:
             del choice.samples[case_id]
-            said = {name: getattr(error, name) for name in ("file", "expected", "found", "fix")}
-            choice.without[case_id] = InputError(error.what, case=case_id, **said)
+            parts = {name: getattr(error, name) for name in ("file", "expected", "found", "fix")}
+            choice.without[case_id] = InputError(error.what, case=case_id, **parts)
             path = str(hit.path)
             choice.left_out.append(LeftOut(KIND, hit.name, error.what, case_id, path, counts=False))
 

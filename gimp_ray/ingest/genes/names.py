@@ -2,7 +2,7 @@
 
 `plan_genes` decides once for a source: names (`names`, `versions`), Y copies of pseudo-autosomal genes (`par_y`), rows
 of one name (`duplicates`), the genes to keep (`gene_list`). `agree` puts the plans of several sources in one order
-(`genes`). `values_of` then computes the rows of the store. Left out: translating names, changing values.
+(`genes`). `values_of` then computes the rows of the store.
 """
 
 from __future__ import annotations

@@ -76,19 +76,19 @@ class RecordedUnit:
     hint: str | None = None
 
 
-def resolve_unit(declared: str, said: Sequence[RecordedUnit]) -> tuple[str, bool, list[str]]:
-    """The unit of the values, whether it is certain (declared, or said by content), and notes.
+def resolve_unit(declared: str, recorded: Sequence[RecordedUnit]) -> tuple[str, bool, list[str]]:
+    """The unit of the values, whether it is certain (declared, or recorded in the content), and notes.
 
     Raises:
         InputError: files of different units, or one whose content contradicts the declared unit.
     """
-    _refuse_mixture(declared, said)
+    _refuse_mixture(declared, recorded)
     notes: list[str] = []
     if parse_unit(declared) != UNKNOWN:
         unit = canonical(declared)
         if parse_unit(unit) is None:
             notes.append(f"the gene unit {unit} is none of the known ones; it is kept as written")
-        for file in said:
+        for file in recorded:
             if file.content is not None and not _same(file.content, unit):
                 raise InputError(
                     "the gene unit declared is not the file's",
@@ -101,10 +101,10 @@ def resolve_unit(declared: str, said: Sequence[RecordedUnit]) -> tuple[str, bool
                 hint = canonical(file.hint)
                 notes.append(f"the gene unit was declared as {unit}, but {file.path.name} looks like {hint}")
         return unit, True, notes
-    content = next((file.content for file in said if file.content), None)
+    content = next((file.content for file in recorded if file.content), None)
     if content is not None:
         return canonical(content), True, notes
-    hinted = next((file for file in said if file.hint), None)
+    hinted = next((file for file in recorded if file.hint), None)
     if hinted is not None and hinted.hint is not None:
         unit = canonical(hinted.hint)
         notes.append(f"the gene unit is {unit}, as {hinted.path.name} is named; say it where that is wrong")
@@ -124,7 +124,7 @@ def check_values(
 
     Args:
         values: (n, G); `case_ids` and `files` are those of the rows, `gene_ids` of the columns.
-        certain: the unit was declared or is said by the files' content, not by a name.
+        certain: the unit was declared or is recorded in the files' content, not by a name.
 
     Raises:
         InputError: negative values in a certain linear unit, naming the first case and gene.
@@ -169,10 +169,10 @@ def value_notes(unit: str, low: float, high: float, whole: bool) -> list[str]:
     return [] if doubt is None else [f"the gene unit is {unit}, but {doubt}"]
 
 
-def _refuse_mixture(declared: str, said: Sequence[RecordedUnit]) -> None:
+def _refuse_mixture(declared: str, recorded: Sequence[RecordedUnit]) -> None:
     """Refuse files that differ in what they say; a file that says nothing agrees only with a declared unit."""
     units: dict[str, list[RecordedUnit]] = {}
-    for file in said:
+    for file in recorded:
         units.setdefault(_key(file.content or file.hint or UNKNOWN), []).append(file)
     if parse_unit(declared) != UNKNOWN:
         units.pop(UNKNOWN, None)

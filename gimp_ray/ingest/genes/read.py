@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.genes.files import CASES_BY_GENES, GENES_BY_CASES, GeneColumns, Head, Wanted, read_head
+from gimp_ray.ingest.genes.files import CASES_BY_GENES, GENES_BY_CASES, GeneColumns, Head, Wanted, read_head, unusable
 from gimp_ray.ingest.genes.formats import (
     RawMatrix,
     is_h5ad,
@@ -24,7 +24,6 @@ from gimp_ray.ingest.genes.formats import (
     read_hdf5,
     read_parquet,
     read_text,
-    unusable,
 )
 from gimp_ray.io.text import TEXT_FAULTS, require_file
 
@@ -66,7 +65,8 @@ def read_matrix(
     try:
         raw = read(path, ways, orientation, column)
     except TEXT_FAULTS as error:
-        raise unusable(path, str(error)[:300]) from error
+        kind = {read_parquet: "Parquet", read_hdf5: "HDF5", read_h5ad: "AnnData"}.get(read, "text")
+        raise unusable(path, str(error)[:300], kind) from error
     if not raw.rows or not raw.columns:
         found = f"{len(raw.rows)} rows, {len(raw.columns)} columns"
         raise InputError(
@@ -81,7 +81,7 @@ def read_matrix(
 
 def _turned(raw: RawMatrix, ways: Wanted, orientation: str) -> Expression | list[str]:
     if orientation == "auto":
-        orientation = raw.said or _recognised(raw, ways) or ""
+        orientation = raw.recorded_axis or _recognised(raw, ways) or ""
     if not orientation:
         return raw.rows[:3] + raw.columns[:3]
     of_rows = orientation == CASES_BY_GENES

@@ -1,10 +1,9 @@
-"""Which gene sample is whose, and which of several samples of a case is used.
+"""Which case a gene sample belongs to, and which of several samples of a case is used.
 
 A sample is a case's by its exact id, by the sample sheet, or by the patient of its barcode (TCGA, TARGET); two codes of
 tissue, where both say one, must agree. What kind of tissue it is, the sample sheet says, else the barcode: 01 primary
 tumour, 03, 09 primary blood cancer, 05 new primary, 02, 04, 40 recurrent, 06, 07 metastatic, 10 to 19 normal, 20
 control.
-Left out: reading files (`gene_files.py`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Read are GDC's `gdc_sample_sheet.*.tsv` (with `Sample Type`, or since 2024 `Tissue Type` and `Tumor Descriptor`), GDC's
 metadata JSON, cBioPortal's `data_clinical_sample.txt`, and any CSV or TSV with such columns. A cell that lists several
-values is taken where they agree. Left out: choosing a sample (`cohort/gene_samples.py`).
+values is taken where they agree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class SheetRow:
     """What a sheet says of one file or sample.
 
     Args:
-        case: its case, a sample's barcode where nothing else is said; None where the row has several cases.
+        case: its case, a sample's barcode where the sheet gives nothing else; None where the row has several cases.
         sample: the sample's own name.
         kind: sample type as the sheet writes it.
         ffpe: fixed in formalin.

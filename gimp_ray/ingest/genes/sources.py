@@ -1,4 +1,4 @@
-"""Which gene files there are, and whose each sample is: by the sample sheet, else by barcodes and case ids in names."""
+"""Which gene files there are, and which case each sample belongs to: by the sample sheet, else by names."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gimp_ray.ingest.genes.samples import Sample, barcode_in
 from gimp_ray.ingest.genes.sheet import SampleSheet, read_sample_sheet
 from gimp_ray.ingest.genes.sheet import fits as is_sheet
 from gimp_ray.ingest.roll import LeftOut
+from gimp_ray.io.text import TEXT_FAULTS
 
 # what GDC's client leaves beside the data
 _BESIDE = ("annotations.txt", ".parcel", ".partial", ".md5")
@@ -123,13 +124,23 @@ def _sort_in(path: Path, sources: GeneSources, sheets: list[Path], matrices: lis
     else:
         reason = "it is no gene file that is known"
     kind = is_sample(head)
-    if kind is None and not head.lines:  # damaged or empty: so that its case can be told
+    if kind is None and not head.lines:  # damaged or empty: so that its case is known
         kind = "star" if "star_gene_counts" in path.name else "htseq" if htseq_hint(path.name) else None
     if kind is not None:
         sources.files.append((path, kind))
     elif {"id", "filename", "md5"} <= {name.lower() for name in head.fields}:
         sources.read.append(path)
-        for row in pd.read_csv(path, sep="\t", comment="#", dtype=str).fillna("").to_dict("records"):
+        try:
+            rows = pd.read_csv(path, sep="\t", comment="#", dtype=str).fillna("").rename(columns=str.lower)
+        except (*TEXT_FAULTS, ValueError) as error:
+            raise InputError(
+                "the manifest cannot be read",
+                file=path,
+                expected="columns id, filename, md5",
+                found=str(error),
+                fix="download the manifest again, or move it away: files are then not compared with their MD5",
+            ) from error
+        for row in rows.to_dict("records"):
             name = row["filename"].replace("\\", "/").rpartition("/")[2]
             sources.md5.setdefault(name, []).append((row["id"], row["md5"].lower()))
     elif is_sheet(head):
@@ -164,8 +175,8 @@ def _open_matrix(path: Path, options: GeneOptions, column: str | None, sources: 
                 fix="give one of the files, or remove the sample from one",
             )
         row = by_sample.get(name)
-        said = (None, None, False) if row is None else (row.case, row.kind, row.ffpe)
-        sources.samples.append(Sample(name, number, place, path, *said))
+        owner = (None, None, False) if row is None else (row.case, row.kind, row.ffpe)
+        sources.samples.append(Sample(name, number, place, path, *owner))
     sources.matrices.append(matrix)
 
 
@@ -213,7 +224,7 @@ def _find_owners(root: Path, sources: GeneSources) -> None:
         )
     if len(sources.samples) == found:
         raise InputError(
-            "nothing says whose the gene files are",
+            "nothing says which cases the gene files belong to",
             file=root,
             expected="a sample sheet, or a barcode or case id in the name of each file or its folder",
             found=f"files such as {no_owner[0][0].name}",

@@ -27,7 +27,7 @@ from gimp_ray.learn.stage import open_store
 from gimp_ray.learn.targets import saved_target
 from gimp_ray.runs.folder import RunFolder, whole_file
 from gimp_ray.runs.model import load_weights, part, read_card, save_model
-from gimp_ray.scoring_tables import cases_of
+from gimp_ray.scoring import cases_of
 from gimp_ray.store.splits import patient_column
 
 Floats = NDArray[np.float64]

@@ -1,7 +1,4 @@
-"""Figures and `summary.md` of a run, made from its run folder alone.
-
-Left out: computing metrics (`gimp_ray.evaluation`), and anything that needs the store or a model.
-"""
+"""Figures and `summary.md` of a run, made from its run folder alone, without the store or a model."""
 
 from gimp_ray.reports.summary import write_report
 

@@ -1,7 +1,6 @@
 """Figures of a run: confusion matrix, Kaplan-Meier curves, map of CLS_pat, training curves.
 
-Made with Matplotlib's objects and not with pyplot, so that nothing is global and no display is needed. Colours are
-those of Okabe and Ito, told apart with any colour vision. Left out: attention maps.
+Matplotlib's objects, not pyplot: nothing is global and no display is needed. Colours: Okabe and Ito.
 """
 
 from __future__ import annotations
@@ -122,18 +121,22 @@ def tsne_figure(
 def curves_figure(stage: str, lines: Sequence[dict[str, Any]]) -> Figure | None:
     """Training curves of a stage over its epochs: losses left, shares (0 to 1) right; None where nothing was logged."""
     series = _series(lines)
-    panels = [(part, names) for part, names in _panels(series).items() if names]
+    by_panel = {"loss (no unit)": _is_loss, "share (0 to 1)": _is_share}
+    panels = [
+        (label, names) for label, belongs in by_panel.items() if (names := [key for key in series if belongs(key[1])])
+    ]
     if not panels:
         return None
     figure = Figure(figsize=(4.6 * len(panels) + 0.4, 3.4), layout="constrained")
     for axes, (label, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for name in names:
-            kind, figure_name = name
-            colour = COLOURS[sorted({n for _, n in names}).index(figure_name) % len(COLOURS)]
+            kind, metric = name
+            colour = COLOURS[sorted({n for _, n in names}).index(metric) % len(COLOURS)]
             epochs, values = zip(*series[name], strict=True)
             marker = "o" if len(epochs) < 25 else None
-            shown = f"{NAMES.get(figure_name, figure_name)}, {kind}"
-            axes.plot(epochs, values, _style(kind), color=colour, label=shown, marker=marker, markersize=3.5)
+            shown = f"{NAMES.get(metric, metric)}, {kind}"
+            style = "-" if kind == "training" else "--"
+            axes.plot(epochs, values, style, color=colour, label=shown, marker=marker, markersize=3.5)
         axes.set(xlabel="epoch", ylabel=label)
         if label.startswith("share"):
             axes.set_ylim(-0.03, 1.03)
@@ -169,12 +172,9 @@ def _scatter(
     classes: Sequence[str],
     parts: Sequence[str | None] | None,
 ) -> None:
-    part_of = np.array(
-        ["" if part is None else part for part in (parts if parts is not None else [None] * len(labels))]
-    )
-    for part in sorted(
-        set(part_of.tolist()), key=lambda name: list(PART_MARKERS).index(name) if name in PART_MARKERS else -1
-    ):
+    part_of = np.array([part or "" for part in (parts if parts is not None else [None] * len(labels))])
+    order = list(PART_MARKERS)
+    for part in sorted(set(part_of.tolist()), key=lambda name: order.index(name) if name in order else -1):
         marker, size, alpha = PART_MARKERS.get(part, ("o", 28, 0.8))
         for index, name in enumerate(classes):
             here = (part_of == part) & (labels == name)
@@ -186,7 +186,7 @@ def _scatter(
 
 
 def _series(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple[int, float]]]:
-    """(training | validation, figure) -> (epoch from 1, value)."""
+    """(training | validation, metric) -> (epoch from 1, value)."""
     kinds = {"epoch": "training", "validation": "validation"}
     series: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for line in lines:
@@ -198,20 +198,9 @@ def _series(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, str], list[tuple
     return series
 
 
-def _panels(series: dict[tuple[str, str], list[tuple[int, float]]]) -> dict[str, list[tuple[str, str]]]:
-    return {
-        "loss (no unit)": [key for key in series if _is_loss(key[1])],
-        "share (0 to 1)": [key for key in series if _is_share(key[1])],
-    }
-
-
 def _is_loss(name: str) -> bool:
     return name == "loss" or name.startswith("loss_")
 
 
 def _is_share(name: str) -> bool:
     return name in ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "cindex") or name.startswith("active")
-
-
-def _style(kind: str) -> str:
-    return "-" if kind == "training" else "--"

@@ -1,8 +1,4 @@
-"""What a report is made of: a run folder's files, read as far as they exist.
-
-A run that has only begun has few of them; what is missing is None or empty here, what is damaged is refused by name.
-Left out: checkpoints and models.
-"""
+"""The files of a run folder that a report is made of. What is missing is None or empty; a damaged file is refused."""
 
 from __future__ import annotations
 
@@ -48,8 +44,8 @@ class RunData:
     @property
     def transductive(self) -> bool:
         """Whether pre-training saw cases that are reported on."""
-        said = (self.metrics or {}).get("transductive")
-        return bool(said if said is not None else self.setting("split.transductive"))
+        recorded = (self.metrics or {}).get("transductive")
+        return bool(self.setting("split.transductive") if recorded is None else recorded)
 
     def setting(self, key: str) -> Any:
         """A config value by its dotted key, None where it is not set."""
@@ -60,7 +56,7 @@ class RunData:
 
 
 def read_run(run_dir: str | Path) -> RunData:
-    """Read what there is of a run folder; of one in object storage, what was brought here.
+    """Read what there is of a run folder; of one in object storage, its copy here.
 
     Raises:
         InputError: the folder does not exist, or a file in it cannot be read.

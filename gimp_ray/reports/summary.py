@@ -1,7 +1,6 @@
-"""`summary.md` of a run: what was done, to which data, what came out, how to do it again; one page for a colleague.
+"""`summary.md` of a run: what was trained, on which data, with which results, and how to run it again.
 
-Written for a pathologist who did not run it. Everything comes from the run folder; what the folder does not hold yet is
-said to be missing. Left out: comparisons of several runs.
+One page for a reader who did not run it, made from the run folder alone; what is not there yet is named as missing.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ EMBEDDING_TITLES = {
     "finetune": "CLS_pat after fine-tuning, by case",
 }
 AIMS = {
-    "class": "tell the classes apart",
-    "labels": "say which labels a case has",
-    "survival": "say which case has its event earlier",
+    "class": "predict the class of a case",
+    "labels": "predict the labels of a case",
+    "survival": "predict which patients have the event earlier",
 }
 HOW_TO_READ = {
-    "class": "*Genes alone* is often nearly as good as anything (RNA separates LUAD from LUSC almost perfectly).",
-    "labels": "Guessing has an AUROC of 0.5, and an average precision of the share of cases with the label.",
-    "survival": "The C-index is the share of comparable pairs of patients whose order is right; guessing has 0.5.",
+    "class": "*Genes alone* is often hard to beat (RNA separates LUAD from LUSC almost perfectly).",
+    "labels": "Chance is an AUROC of 0.5, and an average precision of the share of positive cases.",
+    "survival": "The C-index is the share of comparable pairs of patients that are ranked correctly; chance is 0.5.",
 }
 
 
@@ -67,7 +66,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def _draw(run: RunData) -> dict[str, str]:
-    """Writes the figures; returns file name -> what it shows."""
+    """Write the figures; returns file name -> what it shows."""
     folder = RunFolder(run.path).figures
     drawn: dict[str, str] = {}
     note = " (transductive run)" if run.transductive else ""
@@ -123,7 +122,7 @@ def _what_was_run(run: RunData) -> str:
             f"pre-training on both together, then fine-tuning to {aim}."
         )
     else:
-        lines.append(f"{_method(run)}, a method that GiMP is compared with, was trained to {aim}.")
+        lines.append(f"{_method(run)}, a method compared with GiMP, was trained to {aim}.")
     attempts = run.record.get("attempts") or []
     if attempts:
         last = attempts[-1]
@@ -146,29 +145,24 @@ def _method(run: RunData) -> str:
 
 
 def _how_it_went(run: RunData, attempts: list[dict[str, Any]]) -> str:
-    """Attempts, restarts of workers and skipped steps: whether the result was made in one go."""
+    """Attempts, restarts of workers and skipped steps."""
     ended = Counter(_outcome(attempt, newest=attempt is attempts[-1]) for attempt in attempts)
     how = ", ".join(f"{count} {outcome}" for outcome, count in ended.items())
-    made = f"made in {len(attempts)} attempts ({how})" if len(attempts) > 1 else "made in one attempt"
+    made = f"The run took {len(attempts)} attempts ({how})" if len(attempts) > 1 else "The run took one attempt"
     restarts = sum(len(attempt.get("restarts") or ()) for attempt in attempts)
-    times = "once" if restarts == 1 else f"{restarts} times"
-    again = f"with its workers started again {times}" if restarts else "without a restart of workers"
-    skipped = _skipped(run)
-    if not skipped:
-        left_out = "No training step was skipped."
-    else:
-        each = ", ".join(f"{stage} {count}" for stage, count in skipped.items())
-        left_out = f"Training steps skipped, since their loss or gradient was not finite: {each}."
-    return f"\nThe result was {made}, {again}. {left_out}"
+    again = f"{restarts} restart{'s' * (restarts > 1)} of its workers" if restarts else "no restart of workers"
+    each = ", ".join(f"{stage} {count}" for stage, count in _skipped(run).items())
+    skipped = f"Training steps skipped because loss or gradient was not finite: {each}." if each else ""
+    return f"\n{made}, with {again}. {skipped or 'No training step was skipped.'}"
 
 
 def _outcome(attempt: dict[str, Any], newest: bool) -> str:
     outcome = str(attempt.get("status", "running")).partition(":")[0]
-    return outcome if newest or outcome != "running" else "ended without a word"
+    return outcome if newest or outcome != "running" else "ended without a recorded status"
 
 
 def _skipped(run: RunData) -> dict[str, int]:
-    """Stage -> optimiser steps left out, by its card, or by its log where it is not finished."""
+    """Stage -> optimiser steps skipped, from its card, or from its log where it is not finished."""
     folder, found = RunFolder(run.path), {}
     for stage in STAGES:
         if folder.stage_done(stage):
@@ -188,7 +182,7 @@ def _data(run: RunData) -> str:
         if store.get(key) is not None:
             rows.append([name, f"{store[key]:,}" if isinstance(store[key], int) else store[key]])
     if store.get("dim"):
-        rows.append(["patch embedding", f"width {store['dim']}, encoder {store.get('encoder') or 'not said'}"])
+        rows.append(["patch embedding", f"width {store['dim']}, encoder {store.get('encoder') or 'not recorded'}"])
     if store.get("gene_unit"):
         rows.append(["unit of genes", store["gene_unit"]])
     if _classes(run):
@@ -202,7 +196,7 @@ def _data(run: RunData) -> str:
 
 
 def _part_rows(run: RunData) -> list[list[Any]]:
-    """How many cases of each class each part has, as far as tables by case tell."""
+    """Cases of each class in each split part."""
     table = run.embeddings.get("finetune") or run.predictions
     if table is None:
         return []
@@ -225,21 +219,18 @@ def _results(run: RunData) -> str:
     if not run.metrics or not run.metrics.get("rows"):
         return "## Results\n\nNot evaluated yet: run `gimp evaluate`."
     notes = (
-        "How to read it: the reference rows are simple methods, fitted on the same training cases. "
-        f"{HOW_TO_READ[tables.kind_of(run.metrics)]} *Mean-pooled patches* shows what an image gives without "
-        "attention. Where intervals overlap widely, this many patients cannot tell the methods apart. The intervals "
-        "hold for other patients, not for other seeds or splits."
+        "How to read it: the baselines are simple models fitted on the same training cases. "
+        f"{HOW_TO_READ[tables.kind_of(run.metrics)]} *Mean-pooled patches* uses the image without attention. "
+        "Where intervals overlap widely, there are too few patients to tell the methods apart. The intervals cover "
+        "the choice of patients, not of seeds or splits."
     )
-    said = "".join(f"\n- {note}" for note in run.metrics.get("notes") or [])
-    said = f"\n\nNotes:\n{said}" if said else ""
-    missing = (
-        ""
-        if len(run.metrics["rows"]) > 1
-        else "\n\nThe reference rows were switched off; without them the figure cannot be judged."
-    )
-    results = tables.results_table(run.metrics, run.transductive)
+    blocks = ["## Results", tables.results_table(run.metrics, run.transductive), notes]
+    if len(run.metrics["rows"]) < 2:
+        blocks.append("The baselines were switched off; without them the result cannot be judged.")
+    if run.metrics.get("notes"):
+        blocks.append("Notes:\n\n" + "\n".join(f"- {note}" for note in run.metrics["notes"]))
     detail = tables.detail_table(run.metrics, run.transductive)
-    return f"## Results\n\n{results}\n\n{notes}{missing}{said}" + (f"\n\n{detail}" if detail else "")
+    return "\n\n".join([*blocks, detail] if detail else blocks)
 
 
 def _pictures(figures: dict[str, str]) -> str:
@@ -257,8 +248,8 @@ def _choices(run: RunData) -> str:
     if not run.config:
         return ""
     return (
-        "## Settings\n\nWhat the paper states; bold where this run differs:\n\n"
-        f"{tables.given_table(run)}\n\nWhat the paper leaves open, and what was chosen:\n\n{tables.choices_table(run)}"
+        "## Settings\n\nStated in the paper (bold where this run differs):\n\n"
+        f"{tables.given_table(run)}\n\nNot stated in the paper, as chosen here:\n\n{tables.choices_table(run)}"
     )
 
 
@@ -282,7 +273,7 @@ def _rerun(run: RunData) -> str:
         "## How to run it again\n\n"
         f"```\ngimp run --config {config} --run {name}\n```\n\n"
         "The same config, store and seed give the same split, the same windows and the same masks. The same command "
-        "on this run folder only does what is left to do."
+        "on this run folder resumes it."
     )
 
 

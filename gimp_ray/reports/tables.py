@@ -1,6 +1,6 @@
-"""Markdown tables of a summary: results, figures by class or label, time by stage, and the choices of the run.
+"""Markdown tables of a summary: results, metrics by class or label, time by stage, and the settings of the run.
 
-A transductive run is named one in the caption of every table of results. Left out: the text around them (`summary.py`).
+The caption of every table of results names a transductive run as one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ TRANSDUCTIVE = (
     "**Transductive run: pre-training saw the images and genes of the reported cases (not their labels). "
     "Do not compare with runs that did not.**"
 )
-METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_f1": "macro F1", "auroc": "AUROC"}
-# kind of target -> its figures
+# kind of target -> its metrics
 METRICS_OF = {
-    "class": METRICS,
+    "class": {
+        "accuracy": "accuracy",
+        "balanced_accuracy": "balanced accuracy",
+        "macro_f1": "macro F1",
+        "auroc": "AUROC",
+    },
     "labels": {"auroc": "AUROC, mean over labels", "average_precision": "average precision, mean over labels"},
     "survival": {"c_index": "C-index"},
 }
-# what the paper states, to be read beside what the run used
-GIVEN = {
+# what the paper states: config key -> what it is, the paper's value
+PAPER_STATES = {
     "window.length": ("window length L, patches", 6000),
     "mask.ratio": ("share of the window that is masked", 0.5),
     "triplet.margin": ("triplet margin", 0.8),
@@ -31,7 +35,7 @@ GIVEN = {
     "finetune.train.epochs": ("epochs of fine-tuning", 70),
 }
 # what the paper does not state: config key -> what it is
-OPEN = {
+PAPER_LEAVES_OPEN = {
     "genes.encoder": "gene encoder",
     "genes.fragments": "gene fragments, N_f",
     "genes.groups": "gene groups, N_gr",
@@ -82,52 +86,48 @@ def results_table(metrics: dict[str, Any], transductive: bool) -> str:
 
 
 def kind_of(metrics: dict[str, Any] | None) -> str:
-    """The kind of target that metrics are of; those that do not say are of a class."""
+    """The kind of target, `class` where the metrics do not name one."""
     return str((metrics or {}).get("kind", "class"))
 
 
 def detail_table(metrics: dict[str, Any], transductive: bool) -> str | None:
-    """Figures by class or by label, caption first; None of survival."""
-    kind = kind_of(metrics)
-    if kind == "class":
-        return recall_table(metrics, transductive)
-    return label_table(metrics, transductive) if kind == "labels" else None
-
-
-def label_table(metrics: dict[str, Any], transductive: bool) -> str:
-    """AUROC of every label for every method, caption first."""
-    methods = [row["method"] for row in metrics["rows"]]
-    rows = []
-    for label, first in metrics["rows"][0]["labels"].items():
-        found = [interval_text(row["labels"][label]["auroc"]) for row in metrics["rows"]]
-        rows.append([label, f"{first['n_positive']} of {first['n_known']}", *found])
-    head = ["label", "cases with it, of those known", *methods]
-    return f"AUROC by label. {caption(metrics, transductive)}\n\n{markdown_table(head, rows)}"
-
-
-def recall_table(metrics: dict[str, Any], transductive: bool) -> str:
-    """Recall of every class for every method, caption first."""
-    classes = list(metrics.get("classes", []))
-    rows = [
-        [row["method"], *(interval_text((row.get("recall") or {}).get(name)) for name in classes)]
-        for row in metrics["rows"]
-    ]
-    return f"Recall by class. {caption(metrics, transductive)}\n\n{markdown_table(['method', *classes], rows)}"
+    """Metrics by class or by label, caption first; None for survival."""
+    methods = metrics["rows"]
+    if kind_of(metrics) == "class":
+        what, classes = "Recall by class", list(metrics.get("classes", []))
+        head = ["method", *classes]
+        rows = [
+            [row["method"], *(interval_text((row.get("recall") or {}).get(name)) for name in classes)]
+            for row in methods
+        ]
+    elif kind_of(metrics) == "labels":
+        what, head = "AUROC by label", ["label", "positive cases, of those known", *(row["method"] for row in methods)]
+        rows = [
+            [
+                label,
+                f"{first['n_positive']} of {first['n_known']}",
+                *(interval_text(row["labels"][label]["auroc"]) for row in methods),
+            ]
+            for label, first in methods[0]["labels"].items()
+        ]
+    else:
+        return None
+    return f"{what}. {caption(metrics, transductive)}\n\n{markdown_table(head, rows)}"
 
 
 def caption(metrics: dict[str, Any], transductive: bool) -> str:
-    """Which cases, which split, which intervals; and whether the run was transductive."""
+    """Which cases, split and intervals, and whether the run was transductive."""
     parts = {"test": "Test", "val": "Validation"}
     text = (
         f"{parts.get(metrics.get('part', ''), metrics.get('part', ''))} cases of fold {metrics.get('fold', '?')} "
-        f"({metrics.get('scheme', '?')}), n = {metrics.get('n_cases', '?')}. In brackets the 95 % interval over "
-        f"patients ({metrics.get('resamples', '?')} bootstrap resamples)."
+        f"({metrics.get('scheme', '?')}), n = {metrics.get('n_cases', '?')}. 95 % confidence interval "
+        f"over patients in brackets ({metrics.get('resamples', '?')} bootstrap resamples)."
     )
     if kind_of(metrics) == "survival" and metrics.get("rows"):
         text += f" {metrics['rows'][0]['n_events']} of the cases had an event."
     absent = (metrics.get("left_out") or {}).get(metrics.get("part"), 0)
     if absent:
-        text += f" {absent} more whose truth is not known are not counted."
+        text += f" {absent} further cases without a known target are not counted."
     return f"{text} {TRANSDUCTIVE}" if transductive else text
 
 
@@ -166,7 +166,7 @@ def stage_seconds(lines: Lines) -> float | None:
 
 
 def duration_text(seconds: float | None) -> str:
-    """Seconds as a reader says them."""
+    """Seconds as hours, minutes or seconds."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -177,9 +177,9 @@ def duration_text(seconds: float | None) -> str:
 
 
 def given_table(run: RunData) -> str:
-    """What the paper states beside what this run used; differences stand out."""
+    """What the paper states beside what this run used; differences in bold."""
     rows = []
-    for key, (what, paper) in GIVEN.items():
+    for key, (what, paper) in PAPER_STATES.items():
         here = run.setting(key)
         if here is not None:
             rows.append([what, f"{paper:g}", f"{here:g}" if here == paper else f"**{here:g}**", f"`{key}`"])
@@ -190,13 +190,7 @@ def choices_table(run: RunData) -> str:
     """What the paper leaves open, and what was chosen."""
     rows = [
         [what, "not set" if (value := run.setting(key)) is None else value, f"`{key}`"]
-        for key, what in OPEN.items()
-        if _has(run, key)
+        for key, what in PAPER_LEAVES_OPEN.items()
+        if key.rpartition(".")[2] in (run.setting(key.rpartition(".")[0]) or {})
     ]
     return markdown_table(["choice", "here", "config key"], rows)
-
-
-def _has(run: RunData, key: str) -> bool:
-    section, _, name = key.rpartition(".")
-    holder = run.setting(section)
-    return isinstance(holder, dict) and name in holder

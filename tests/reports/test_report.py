@@ -126,8 +126,8 @@ def test_a_finished_run_gets_a_whole_page(run_dir: Path) -> None:
     assert "ransductive" not in text
 
 
-def test_the_page_says_in_how_many_goes_the_result_was_made(without_figures: Path) -> None:
-    alone = "The result was made in one attempt, without a restart of workers. No training step was skipped."
+def test_the_page_says_in_how_many_attempts_the_result_took(without_figures: Path) -> None:
+    alone = "The run took one attempt, with no restart of workers. No training step was skipped."
     assert alone in write_report(without_figures).read_text()
     file = without_figures / "run.json"
     died = {"time": "2026-01-02T03:04:05", "reason": "killed"}
@@ -143,9 +143,9 @@ def test_the_page_says_in_how_many_goes_the_result_was_made(without_figures: Pat
     skipped = [{"epoch": 0, "step": i, "kind": "skipped", "skipped": i} for i in (1, 2, 3)]
     (without_figures / "pretrain/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in skipped))
     text = write_report(without_figures).read_text()
-    assert "made in 4 attempts (1 ended without a word, 1 preempted, 1 failed, 1 done)" in text
-    assert "with its workers started again 3 times" in text
-    assert "Training steps skipped, since their loss or gradient was not finite: pretrain 3, finetune 2." in text
+    assert "took 4 attempts (1 ended without a recorded status, 1 preempted, 1 failed, 1 done)" in text
+    assert "with 3 restarts of its workers" in text
+    assert "Training steps skipped because loss or gradient was not finite: pretrain 3, finetune 2." in text
 
 
 def test_what_differs_from_the_paper_stands_out(without_figures: Path) -> None:
@@ -188,7 +188,7 @@ def test_an_empty_run_folder_gives_a_page(tmp_path: Path) -> None:
     assert "Not evaluated yet" in text and "Not recorded yet" in text
 
 
-def test_a_result_without_reference_rows_is_marked(without_figures: Path) -> None:
+def test_a_result_without_baselines_is_marked(without_figures: Path) -> None:
     file = without_figures / "evaluation" / "metrics.json"
     metrics = json.loads(file.read_text())
     file.write_text(json.dumps(metrics | {"rows": metrics["rows"][:1]}))
@@ -216,7 +216,7 @@ def test_a_page_on_survival_has_the_c_index_and_how_many_are_not_counted(without
     text = write_report(without_figures).read_text()
     assert "| method | C-index |" in text and "| GiMP | 0.625 [0.525, 0.675] |" in text
     assert "not defined (no event was seen)" in text and "Recall" not in text
-    assert "7 of the cases had an event. 3 more whose truth is not known are not counted." in text
+    assert "7 of the cases had an event. 3 further cases without a known target are not counted." in text
     assert "- a baseline could not be fitted: no patches" in text
 
 
@@ -240,7 +240,7 @@ def test_a_compared_method_is_called_by_its_name(without_figures: Path) -> None:
     file = without_figures / "config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"method": {"name": "abmil"}}))
     text = write_report(without_figures).read_text()
-    assert "ABMIL, a method that GiMP is compared with" in text and "first a gene encoder" not in text
+    assert "ABMIL, a method compared with GiMP" in text and "first a gene encoder" not in text
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ SLOW = (
     "engine/test_resume.py",
     "engine/test_compile.py",
     "feed/test_cache.py",
-    "models/test_long_bags.py",
+    "nn/test_long_bags.py",
     "test_locks.py",
 )
 

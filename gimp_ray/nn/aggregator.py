@@ -1,22 +1,12 @@
-"""Freezing a part of a network so that no later `.train()` of the whole can wake it.
+"""The patch aggregator, from the patch embeddings of a window or a bag to CLS_img, with freezing and heads.
 
-`requires_grad=False` alone is not enough: dropout would still fire and batch statistics would still drift.
+Projection, CLS token, pre-norm residual Nystrom layers; no TransMIL PPEG position encoding and no feed-forward blocks
+(GiMP, section 2.2 has neither). The decoder of masked patches is with `GiMP`.
 
-The classification head: P = softmax(MLP(CLS)) (GiMP, section 2.3, fine-tuning); the softmax is in the loss.
+The projection heads are those of the contrastive methods, with LayerNorm in place of their batch normalisation, whose
+statistics would make a case depend on its neighbours and on the number of workers.
 
-Projection heads of the contrastive objectives: from a trunk's width to the space where both sides are compared.
-
-Left out: L2 normalisation, which is with the losses.
-
-Adapted: MGCA and BioViL have batch normalisation in their heads. Its statistics are those of one worker's mini-batch,
-so a case's result would depend on its neighbours and on the number of workers; LayerNorm stands in its place.
-
-The patch aggregator: from the patch embeddings of a window or a bag to CLS_img.
-
-In here: projection, CLS token, pre-norm residual Nystrom layers. Left out, on purpose: TransMIL's PPEG position
-encoding and feed-forward blocks (GiMP, section 2.2 has neither), and the MPM decoder, which is with `GiMP`.
-
-Shape suffixes: B batch, L patches, M masked patches, E patch embedding width, D hidden width.
+Shape suffixes: B batch, L patches, M masked patches, E patch embedding width, D hidden width, C classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +26,10 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def freeze(module: AnyModule) -> AnyModule:
-    """Take `module` out of training for good: no gradients, evaluation mode. Returns the same module."""
+    """Take `module` out of training for good, whatever `.train()` is called later: no gradients, evaluation mode.
+
+    `requires_grad=False` alone is not enough: dropout would still fire, batch statistics would still drift.
+    """
     module.requires_grad_(False)
     module.eval()
     setattr(module, _FROZEN, True)
@@ -61,7 +54,7 @@ class KeepsFrozen(nn.Module):
 
 
 class MLPHead(nn.Sequential):
-    """Linear -> GELU -> dropout for each hidden width, then a linear layer to the classes: (B, in_dim) -> (B, C).
+    """The head of P = softmax(MLP(CLS)) (GiMP, section 2.3): Linear, GELU, dropout for each hidden width, then Linear.
 
     Args:
         in_dim: width of the input.

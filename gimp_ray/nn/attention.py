@@ -1,9 +1,7 @@
 """Nystrom self-attention whose result for one sample does not depend on its neighbours in the batch.
 
-In here: segment-mean landmarks, the iterative pseudo-inverse, the attention module. Left out: return of attention maps,
-attention dropout (TransMIL has none; `dropout` is on the output), and any position encoding but the value convolution.
-
-Shape suffixes: B batch, N tokens, D width, H heads, K width of a head, M landmarks, S token slots of a landmark.
+Attention maps are not returned, there is no attention dropout (TransMIL has none; `dropout` is on the output) and no
+position encoding but the value convolution. Below it: a slide's patch sequence as regions and as views.
 
 Where this differs from the package `nystrom-attention` (one sample without padding, `pinv_scale="batch"`: it does not):
 
@@ -14,13 +12,8 @@ Where this differs from the package `nystrom-attention` (one sample without padd
   own number of real tokens, so the amount of padding never moves a token into another segment.
 - A landmark without tokens has zero rows and columns, so the others have the pseudo-inverse they would have without it.
 
-Patches as regions and as views: what stands for image regions and for several images in a slide's patch sequence.
-
-A region is the mean of a contiguous run of patch tokens (patches are in scan order), a view a contiguous part of a
-window. Left out: regions by coordinates.
-
-Shape suffixes: B batch, L patches, E patch embedding width, D token width, S regions, V views, N patches of the largest
-view.
+Shape suffixes: B batch, N tokens or patches of the largest view, D width, H heads, K width of a head, M landmarks,
+S token slots of a landmark or regions, L patches, E patch embedding width, V views.
 """
 
 from typing import Literal, get_args

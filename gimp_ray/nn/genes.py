@@ -1,33 +1,14 @@
-"""GroupMSA, the gene encoder: attention inside groups of gene fragments, then across the groups (GiMP, section 2.1).
+"""Gene encoders: GroupMSA (GiMP, section 2.1) with its groups as tokens, and the self-normalising network.
 
-In here: the encoder and the choice of workable fragment numbers. Left out: gene selection and scaling (`GeneInput`),
-and named gene sets, for which `gene_order` is the seam.
+GroupMSA attends inside groups of gene fragments, then across the groups, and computes CLS_ge alone of its last block,
+since no other output is read. Methods that compare genes with patches piece by piece read the groups too: the same
+weights compute the whole block (`across_groups`), R group tokens and how much CLS_ge attended to each.
 
-Shape suffixes: B batch, G genes, F fragments, S genes a fragment, R groups, T tokens a group, D width, H heads.
+`GroupTargets` is what is predicted of a group: its mean expression, standardised, or its quantile bin. It is fitted on
+training cases alone and kept in buffers, so a checkpoint carries it.
 
-The self-normalising network: the usual gene encoder of image-omic models, and the row GroupMSA is compared with.
-
-In here: Linear -> ELU -> AlphaDropout blocks, as PORPOISE and MCAT use them. Left out: their L1 penalty, which is
-`method.l1`.
-
-A gene encoder that takes expression as stored: the fitted input and the network, kept together in one state dict.
-
-GroupMSA's gene groups as tokens, for objectives that compare genes with patches piece by piece.
-
-GroupMSA (GiMP, section 2.1) computes CLS_ge alone of its last block, since no other output is read. Objectives written
-for reports want the words too. Here the same weights compute the whole block: R group tokens that know of each other,
-and how much CLS_ge looked at each. CLS_ge is the one of `GroupMSA`, to rounding.
-
-Left out: what is predicted of a group (`gene_targets`), and heads (`projections`).
-
-Shape suffixes: B batch, G genes, R groups, N = 1 + R tokens, D width, H heads, K width of a head.
-
-What is predicted of a gene group: its mean expression, standardised, or the quantile bin it falls in.
-
-Everything fitted is a buffer and comes from the training cases alone, so a checkpoint carries it. Left out: who those
-cases are, which is the caller's to get right, and the means themselves (`gene_tokens.group_means`).
-
-Shape suffixes: B batch, n training cases, R groups, K bins.
+Shape suffixes: B batch, n training cases, G genes, F fragments, S genes a fragment, R groups, T tokens a group,
+N = 1 + R tokens, D width, H heads, K width of a head or bins.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 All that goes over tokens goes over pieces of `step` tokens, and the backward pass makes the activations of a piece
 again. What is alive is then the bag as given, the tokens at the start of each layer, one gradient of them, and some
-pieces: nothing of length N is kept for q, k, v or a softmax. The direct path in `aggregator` and `nystrom` is the
+pieces: nothing of length N is kept for q, k, v or a softmax. The direct path in `aggregator` and `attention` is the
 reference; results agree to rounding, not in bits.
 
 - Landmarks against all tokens: a softmax over N, summed over pieces with a running maximum. Its backward needs only
@@ -11,8 +11,8 @@ reference; results agree to rounding, not in bits.
   a piece on both sides.
 - Landmark means, pseudo-inverse: small, made again in the backward pass as a graph of their own.
 
-Left out: double backward; compiled graphs (a compiled model calls these functions as they are); half precision as
-such, which comes as autocast and is put back for the backward pass.
+There is no double backward. A compiled model calls these functions as they are; autocast is restored for the backward
+pass.
 
 Shape suffixes: B batch, N tokens, C tokens of a piece, D width, E patch embedding width, H heads, K width of a head,
 M landmarks, R landmarks that a piece touches.

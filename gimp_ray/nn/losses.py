@@ -1,36 +1,20 @@
-"""The mini-batches of all workers as one batch, with gradients: what a loss over pairs of cases needs to see them all.
+"""Losses that several methods share, and what they need to see the cases of all workers.
 
-Left out: what is done with it.
-
-Shape suffixes: B batch of one worker, N rows of all workers.
-
-Symmetric InfoNCE: each row of one side must be nearest to its own row of the other, among all rows of the batch.
-
-van den Oord et al. 2018; for two modalities ConVIRT (Zhang et al. 2020) and CLIP (Radford et al. 2021). With a_i, b_i
-of unit length and temperature t:
+Symmetric InfoNCE (van den Oord et al. 2018; ConVIRT, Zhang et al. 2020; CLIP, Radford et al. 2021): each row of one
+side must be nearest to its own row of the other, among all rows of the batch. With a_i, b_i of unit length and
+temperature t:
 
     l_i = -log( exp(a_i . b_i / t) / sum_j exp(a_i . b_j / t) ),   L = w mean_i l_i + (1 - w) mean_i l'_i
 
-where l' has the sides exchanged. The loss is not a mean over cases: it depends on who is in the batch. With several
-workers the rows of all of them are gathered first, with gradients (`gather_rows`), so that the loss and the step are
-those of one worker with the whole batch. Left out: a temperature that is trained, and queues of earlier rows.
+where l' has the sides exchanged. It is not a mean over cases, so the rows of all workers are gathered first, with
+gradients (`gather_rows`): the loss and the step are those of one worker with the whole batch.
 
-Shape suffixes: B batch of one worker, N rows compared, P width of the embedding.
+Masked patches: L1 (GiMP, section 2.3, Eq. 3). Gene-induced triplets: Eq. 4, with three ways of choosing triplets among
+the rows given. Mixup of genes (Zhang et al. 2018) is not in the GiMP paper: with hundreds of patients and thousands of
+genes it brought GroupMSA to the level of logistic regression (docs/results.md).
 
-Masked patch modelling: L1 between the masked patches and their reconstruction (GiMP, section 2.3, Eq. 3).
-
-Shape suffixes: B batch, M masked patches, E patch embedding width.
-
-Gene-induced triplet learning: Eq. 4 of GiMP (section 2.3) with three ways of choosing triplets in a mini-batch.
-
-Left out: gathering over workers (`gather`). Triplets are taken inside the batch given, whoever made it.
-
-Shape suffixes: B batch, F width of the embedding; A anchors, P positives, N negatives are each the batch again.
-
-Mixup for gene training: convex combinations of two cases and of their labels (Zhang et al. 2018).
-
-Not in the GiMP paper. With hundreds of patients and thousands of genes it is what brought GroupMSA to the level of
-logistic regression (docs/results.md). Shape suffixes: B batch, G genes, C classes.
+Shape suffixes: B batch of one worker, N rows of all workers or negatives, P width of the embedding or positives,
+M masked patches, E patch embedding width, F width of the embedding, A anchors, G genes, C classes.
 """
 
 from __future__ import annotations

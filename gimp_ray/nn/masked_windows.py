@@ -8,7 +8,7 @@ The function is that of `PatchAggregator.forward`; results agree to rounding. It
 - masked patches are not projected, since the mask token takes their place;
 - only the masked patches are reconstructed: the last layer computes CLS and them, and keys and values of all.
 
-Left out: bags with padding or of such a length that they go through in pieces, which the direct path takes.
+Bags with padding, and those so long that they go through in pieces, take the direct path.
 
 Shape suffixes: B batch, L patches, V visible patches, M masked patches, N tokens (1 + L), C tokens of the compact
 window (CLS, visible patches, masked token), D hidden width, H heads, K width of a head, S landmarks, F any width.

@@ -4,7 +4,7 @@ Gated attention (Ilse, Tomczak & Welling, "Attention-based Deep Multiple Instanc
 
     a_n = softmax_n( w^T (tanh(V h_n) * sigmoid(U h_n)) ),    z = sum_n a_n h_n
 
-and without the gate a_n = softmax_n( w^T tanh(V h_n) ). Left out: heads and losses, which are with each method.
+and without the gate a_n = softmax_n( w^T tanh(V h_n) ).
 
 Adapted: softmax and sum go over the real patches of each bag of a batch, and several branches w_k may share V and U
 (CLAM-MB). The maps V and U have biases, as in the code of the field; w has none, because a softmax takes off what all

@@ -6,7 +6,7 @@ of those at risk has it). Ties of events by Efron (1977), the default, or Breslo
 the hazard inside bin k and S_k = prod_{j <= k} (1 - h_j) the probability to outlive it.
 
 The partial likelihood is not a sum over cases: the risk sets are those of the rows given, so small mini-batches change
-what is optimised. Gather over workers first (`gather_workers`). Left out: the C-index, which is in evaluation.
+what is optimised. Gather over workers first (`gather_workers`).
 
 Shape suffixes: B batch, V cases with known follow-up, E those of them with an event, K time bins.
 """

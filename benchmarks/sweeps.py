@@ -32,7 +32,7 @@ from _tables import write_json
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.experiments.search import search
-from gimp_ray.experiments.settings import build_sweep
+from gimp_ray.experiments.sweep import build_sweep
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 

@@ -53,11 +53,10 @@ def sweep(
       gimp sweep --config sweep.yaml --store store --run sweeps/b --scheduler asha
     """
     from gimp_ray.config_files import read_yaml
-    from gimp_ray.experiments.outputs import files_of
     from gimp_ray.experiments.search import read_sweep, search
-    from gimp_ray.experiments.settings import own_settings
+    from gimp_ray.experiments.sweep import own_settings
     from gimp_ray.io.mirror import local_file
-    from gimp_ray.runs.folder import RunFolder
+    from gimp_ray.runs.folder import as_place
 
     typed, overrides = own_settings(overrides_of(ctx.args))
     settings = plain_values(typed) | {key: value for key, value in given.items() if value is not None}
@@ -66,5 +65,5 @@ def sweep(
     overrides |= {key: value for key, value in {"store": store, "run": run_dir}.items() if value is not None}
     base, resolved = read_sweep(config, overrides, settings)
     search(base, resolved)
-    table, trials, best = files_of(RunFolder(str(base.run)))
-    click.echo(f"sweep: done, see {table}, {trials} and {best}")
+    uri = as_place(str(base.run))
+    click.echo(f"sweep: done, see {uri}/sweep.md, {uri}/trials.parquet and {uri}/best.yaml")

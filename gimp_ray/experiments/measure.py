@@ -1,4 +1,4 @@
-"""What a trial is worth: figures on the validation part, with intervals over patients.
+"""What a trial is worth: metrics on the validation part, with intervals over patients.
 
 `probe`: a logistic regression or k nearest neighbours on CLS_pat, fitted on the training split. `finetune`: the
 fine-tuned model's own predictions, of a class, labels or survival. Both from an embedding of the model as it is after
@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 NEIGHBOURS = 20
 
 
-def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples: int) -> dict[str, Any]:
+def metrics_of(config: Config, run: RunFolder, stage: str, probe: str, resamples: int) -> dict[str, Any]:
     """Measure a run's stage as it is now.
 
     Args:

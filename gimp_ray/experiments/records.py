@@ -1,11 +1,11 @@
 """A sweep's own memory: one small JSON file a trial, here or in object storage.
 
-    SWEEP/records/t003.json   name, number, params, status, reason, run, session, reports, lineage
+    SWEEP/records/t003.json   name, number, params, status, reason, run, session, reports, lineage, inputs
 
 `status` is `waiting` (begun or not), `done`, `stopped` (by the scheduler) or `failed`; the last three are never run
-again. A report is an epoch, the figures with their intervals, and the seconds so far. Nothing else decides what a
-sweep that goes on has left to do: Ray's own bookkeeping of it, which is pickled, is never read. A record has one writer
-at a time: the trial's process while it runs, the sweep's command before and after.
+again. `run` is the trial's folder inside the sweep's. A report is an epoch, the metrics with their intervals, and the
+seconds so far. `inputs` are those of the stages that were measured. Ray Tune's own state, which is pickled, is never
+read. A record has one writer at a time: the trial's process while it runs, the sweep's command before and after.
 """
 
 from __future__ import annotations
@@ -22,14 +22,8 @@ Record = dict[str, Any]
 FINISHED = ("done", "stopped", "failed")
 
 
-def new_record(place: str, number: int, params: Params) -> Record:
-    """The record of a trial nobody has begun.
-
-    Args:
-        place: the sweep's folder, a path or URI.
-        number: from 0.
-        params: config key -> value.
-    """
+def new_record(number: int, params: Params) -> Record:
+    """The record of trial `number` (from 0) with these config keys, not begun."""
     name = f"t{number:03d}"
     return {
         "name": name,
@@ -37,28 +31,29 @@ def new_record(place: str, number: int, params: Params) -> Record:
         "params": params,
         "status": "waiting",
         "reason": None,
-        "run": f"{place}/trials/{name}",
+        "run": f"trials/{name}",
         "session": None,
         "reports": [],
         "lineage": [],
+        "inputs": [],
     }
 
 
-def read_records(place: str) -> list[Record]:
+def read_records(sweep: str) -> list[Record]:
     """All records of a sweep, by number; none where it has not begun."""
-    filesystem, root = places.resolve(f"{place}/records")
+    filesystem, root = places.resolve(f"{sweep}/records")
     names = places.awaited(filesystem, root, functools.partial(places.files_below, filesystem, root))
-    found = [read_record(place, name.removesuffix(".json")) for name in names if name.endswith(".json")]
+    found = [read_record(sweep, name.removesuffix(".json")) for name in names if name.endswith(".json")]
     return sorted(found, key=lambda record: int(record["number"]))
 
 
-def read_record(place: str, name: str) -> Record:
+def read_record(sweep: str, name: str) -> Record:
     """One trial's record.
 
     Raises:
         InputError: the file is damaged.
     """
-    file = f"{place}/records/{name}.json"
+    file = f"{sweep}/records/{name}.json"
     filesystem, path = places.resolve(file)
     text = places.awaited(filesystem, path, functools.partial(places.read_bytes, filesystem, path))
     try:
@@ -70,17 +65,22 @@ def read_record(place: str, name: str) -> Record:
     return record
 
 
-def write_record(place: str, record: Record) -> None:
+def write_record(sweep: str, record: Record) -> None:
     """Write a trial's record whole."""
-    write_file(f"{place}/records/{record['name']}.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_file(f"{sweep}/records/{record['name']}.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
-def write_file(place: str, data: bytes) -> None:
-    """Write a small file whole, in a folder that need not be there yet; `place` is a path or URI."""
-    filesystem, path = places.resolve(place)
+def write_file(uri: str, data: bytes) -> None:
+    """Write a small file whole, in a folder that need not be there yet; `uri` is a path or URI."""
+    filesystem, path = places.resolve(uri)
     if places.is_local(filesystem):
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     places.awaited(filesystem, path, functools.partial(places.write_bytes, filesystem, path, data))
+
+
+def run_of(sweep: str, record: Record) -> str:
+    """The trial's run folder, where the sweep is now."""
+    return f"{sweep}/{record['run']}"
 
 
 def finished(record: Record) -> bool:
@@ -89,14 +89,14 @@ def finished(record: Record) -> bool:
 
 
 def last_value(record: Record, metric: str) -> float | None:
-    """A figure of the trial's last measurement."""
+    """A metric of the trial's last measurement."""
     if not record["reports"]:
         return None
-    value: float | None = record["reports"][-1]["figures"][metric]["value"]
+    value: float | None = record["reports"][-1]["metrics"][metric]["value"]
     return value
 
 
 def best_of(records: list[Record], metric: str) -> Record | None:
-    """The trial that came to its end with the largest figure; the first of equals."""
+    """The trial that came to its end with the largest value; the first of equals."""
     done = [record for record in records if record["status"] == "done" and last_value(record, metric) is not None]
     return max(done, key=lambda record: (last_value(record, metric), -record["number"])) if done else None

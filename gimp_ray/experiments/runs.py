@@ -1,6 +1,7 @@
-"""From settings to run folders: which runs a table needs, what they share, which of them are done.
+"""From settings to run folders: which runs a table needs, what runs share, which of them are done.
 
     OUT/runs/<row>/fold-<k>/seed-<s>   the run of a row, fold and seed
+    OUT/trials/t003                    the run of a sweep's trial
     OUT/shared/genes/<key>             a run with stage `genes` alone, for every run with the same encoder
 
 A row with `after` is fine-tuned from the pre-trained model of another row's run of the same fold and seed.
@@ -67,15 +68,16 @@ def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
     return load_config(None, dict(changes), base=config.model_dump())
 
 
-def shared_genes(config: Config, out: str, has_genes: bool) -> Step | None:
+def shared_genes(config: Config, out: str, has_genes: bool, last: str = "finetune") -> Step | None:
     """The step that trains a run's gene encoder for all runs that would train the same one; None where it trains none.
 
     Args:
         config: of the run.
         out: folder of the table or sweep.
         has_genes: whether the store has genes.
+        last: the run's last stage.
     """
-    if "genes" not in pipeline.stages_up_to("finetune", config, has_genes):
+    if "genes" not in pipeline.stages_up_to(last, config, has_genes):
         return None
     key = digest_of(pipeline.stage_inputs("genes", config))[:12]
     name = f"gene encoder {key}, fold {config.split.fold}, seed {config.seed}"

@@ -1,40 +1,43 @@
-"""A sweep from beginning to end: what is left to do is done on Ray Tune, and what came out is written.
+"""A sweep from beginning to end: what is left to do runs on Ray Tune, then the results are written.
 
 The same command on the same folder goes on: the trials' records say which are over, and the others go on from their own
-run folders. Left out: what a trial does (`trial.py`), who decides on trials (`on_tune.py`).
+run folders.
+
+    SWEEP/sweep.md, trials.parquet, trials.json, best.yaml, figures/   made from the records, any number of times
+    SWEEP/sweep.yaml, records/                                         settings and base; one JSON a trial
+    SWEEP/trials/t000, ..., shared/genes/<key>                         run folders, see `runs.py`
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import with_absolute_paths
 from gimp_ray.errors import ConfigError, GimpError, InputError
-from gimp_ray.experiments.outputs import write_outputs
 from gimp_ray.experiments.records import Record, best_of, finished, new_record, read_records, write_file, write_record
-from gimp_ray.experiments.settings import (
+from gimp_ray.experiments.report import write_outputs
+from gimp_ray.experiments.space import Dimension
+from gimp_ray.experiments.sweep import (
     PAPER,
     SweepConfig,
     check_same,
     check_sweep,
     planned,
     read_sweep,
-    shares_genes,
     stage_of,
     to_file,
 )
-from gimp_ray.experiments.space import Dimension
-from gimp_ray.experiments.trial import Setting
+from gimp_ray.experiments.trial import Setting, check_unchanged
+from gimp_ray.io.mirror import local_file
 from gimp_ray.learn.stage import open_store
 from gimp_ray.learn.targets import make_target
-from gimp_ray.pipeline import stages_up_to
 from gimp_ray.runs.folder import RunFolder, unwritable
 
 __all__ = ["PAPER", "SweepConfig", "read_sweep", "search"]
@@ -67,8 +70,11 @@ def search(base: Config, sweep: SweepConfig) -> Path:
     with run.one_command(), unwritable(run.place):
         _begin(run, base, sweep)
         records = _records(run, sweep, space)
-        if _left(sweep, records):
-            _run_left(run, base, sweep, space, records)
+        session = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+        setting = Setting(run.place, base.model_dump(), sweep, session)
+        check_unchanged(setting, records)
+        if left := _left(sweep, records):
+            _run_left(setting, base, space, records, left)
             records = read_records(run.place)
         write_outputs(run, base, sweep, space, records)
     counts = Counter(record["status"] for record in records)
@@ -84,27 +90,14 @@ def search(base: Config, sweep: SweepConfig) -> Path:
 
 
 def _begin(run: RunFolder, base: Config, sweep: SweepConfig) -> None:
-    """Write the sweep's settings, or check that these may go on with it."""
-    file = run.path / "sweep.yaml"
-    text = to_file(base, sweep)
-    saved = _saved(run)
-    if saved is not None:
-        check_same(run.place_of(file), saved, base, sweep)
-    write_file(f"{run.place}/sweep.yaml", text.encode())
-
-
-def _saved(run: RunFolder) -> dict[str, Any] | None:
-    from gimp_ray.io.mirror import local_file
-
-    place = f"{run.place}/sweep.yaml"
-    try:
-        file = local_file(place)
-    except InputError:  # of one in object storage
-        return None
-    if not file.exists():
-        return None
-    tree = yaml.safe_load(file.read_text())
-    return {"base": tree.pop("base"), "sweep": tree}
+    """Write the sweep's settings, or check that these may continue it."""
+    file = f"{run.place}/sweep.yaml"
+    with contextlib.suppress(InputError):  # of one in object storage that is not there
+        if (here := local_file(file)).exists():
+            before = yaml.safe_load(here.read_text())
+            del before["base"]
+            check_same(file, before, sweep)
+    write_file(file, to_file(base, sweep).encode())
 
 
 def _records(run: RunFolder, sweep: SweepConfig, space: list[Dimension]) -> list[Record]:
@@ -124,7 +117,7 @@ def _records(run: RunFolder, sweep: SweepConfig, space: list[Dimension]) -> list
         )
     for number, params in enumerate(plan):
         if number >= len(records):
-            record = new_record(run.place, number, params)
+            record = new_record(number, params)
             write_record(run.place, record)
             records.append(record)
     return records
@@ -136,26 +129,16 @@ def _left(sweep: SweepConfig, records: list[Record]) -> int:
     return max(0, sweep.trials - over) if sweep.search == "optuna" else len(records) - over
 
 
-def _run_left(run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dimension], records: list[Record]) -> None:
-    from gimp_ray.experiments import on_tune
+def _run_left(setting: Setting, base: Config, space: list[Dimension], records: list[Record], left: int) -> None:
+    from gimp_ray.experiments import tune
 
-    over, left = sum(finished(record) for record in records), _left(sweep, records)
-    print(f"sweep: {left} trial(s) to run, {over} are over; see {run.place}/records", flush=True)
-    on_tune.connect(base, sweep)
-    genes = None
-    if _has_genes(base, sweep) and shares_genes(base, sweep, space):
-        genes = on_tune.train_genes(base, RunFolder(f"{run.place}/genes"))
-    session = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-    setting = Setting(run.place, base.model_dump(), sweep, genes, session)
-    on_tune.run_on_tune(setting, base, space, records, base.stage_train(stage_of(sweep)).epochs)
-    waiting = [record["name"] for record in read_records(run.place) if not finished(record)]
+    over = sum(finished(record) for record in records)
+    print(f"sweep: {left} trial(s) to run, {over} are over; see {setting.uri}/records", flush=True)
+    tune.connect(base, setting.sweep)
+    tune.run_on_tune(setting, base, space, records, base.stage_train(stage_of(setting.sweep)).epochs)
+    waiting = [record["name"] for record in read_records(setting.uri) if not finished(record)]
     if waiting:
         print(f"note: {len(waiting)} trial(s) are not over; the same command goes on with them", flush=True)
-
-
-def _has_genes(base: Config, sweep: SweepConfig) -> bool:
-    """Whether trials would train a gene encoder in a stage of its own."""
-    return "genes" in stages_up_to(stage_of(sweep), base, open_store(base).num_genes > 0)
 
 
 def _check_validation(base: Config, sweep: SweepConfig) -> None:

@@ -16,13 +16,13 @@ from gimp_ray import pipeline
 from gimp_ray.cli import commands as cli
 from gimp_ray.config import Config
 from gimp_ray.evaluation import METRICS
-from gimp_ray.experiments import on_tune, trial
+from gimp_ray.experiments import trial, tune
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
 from gimp_ray.learn import GimpPretraining
 from gimp_ray.runs.folder import RunFolder
 
-real = on_tune._trainable
+real = tune._trainable
 
 
 def held(run: RunFolder) -> Path:
@@ -41,14 +41,14 @@ class Waiting(GimpPretraining):
         return super().read(row)
 
 
-def figures_of(config: Config, run: RunFolder, stage: str, probe: str, resamples: int) -> dict[str, Any]:
+def metrics_of(config: Config, run: RunFolder, stage: str, probe: str, resamples: int) -> dict[str, Any]:
     """Instead of a probe: the masking ratio."""
     return {name: {"value": config.mask.ratio, "low": None, "high": None} for name in METRICS["class"]}
 
 
 def trainable(setting: trial.Setting, config: dict[str, Any]) -> None:
     """What Tune runs in a trial's process, with that process patched."""
-    trial.figures_of = figures_of  # type: ignore[assignment]
+    trial.metrics_of = metrics_of  # type: ignore[assignment]
     task_of = pipeline.task_of
     pipeline.task_of = lambda stage, config: Waiting if stage == "pretrain" else task_of(stage, config)
     real(setting, config)
@@ -56,5 +56,5 @@ def trainable(setting: trial.Setting, config: dict[str, Any]) -> None:
 
 def main() -> None:
     """The command line, with such trials."""
-    on_tune._trainable = trainable
+    tune._trainable = trainable
     cli.main()

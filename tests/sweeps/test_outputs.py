@@ -12,11 +12,18 @@ import pytest
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError, GimpError, InputError
-from gimp_ray.experiments.outputs import best_text, trials_table, write_outputs
 from gimp_ray.experiments.records import best_of, new_record, read_records, write_record
+from gimp_ray.experiments.report import (
+    best_text,
+    marginal_figure,
+    parallel_figure,
+    read_sweep_table,
+    trials_table,
+    write_outputs,
+    write_sweep_report,
+)
 from gimp_ray.experiments.search import search
-from gimp_ray.experiments.settings import SweepConfig, build_sweep, space_of
-from gimp_ray.reports.sweep_report import marginal_figure, parallel_figure, read_sweep_table, write_sweep_report
+from gimp_ray.experiments.sweep import SweepConfig, build_sweep, space_of
 from gimp_ray.runs.folder import RunFolder
 from tests.conftest import changed
 
@@ -38,15 +45,13 @@ SWEEP = build_sweep(
 def measured(value: float | None, epoch: int) -> dict[str, Any]:
     figure = {"value": value, "low": None if value is None else value - 0.1, "high": None if value is None else value}
     names = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
-    return {"epoch": epoch, "figures": dict.fromkeys(names, figure), "seconds": 10.0 * epoch}
+    return {"epoch": epoch, "metrics": dict.fromkeys(names, figure), "seconds": 10.0 * epoch}
 
 
 def records_of(place: str) -> list[dict[str, Any]]:
     """Done, stopped with a better figure, failed, done and best, waiting."""
     values = [(0.3, 1e-4, 1500, "batch_all", 0), (0.4, 1e-3, 3000, "batch_hard", [1, 2])]
-    records = [
-        new_record(place, number, dict(zip(SWEEP.space, values[number % 2], strict=True))) for number in range(5)
-    ]
+    records = [new_record(number, dict(zip(SWEEP.space, values[number % 2], strict=True))) for number in range(5)]
     records[0] |= {"status": "done", "reports": [measured(0.6, 1), measured(0.7, 9)]}
     records[1] |= {"status": "stopped", "reason": "by asha", "reports": [measured(0.95, 1)]}
     records[2] |= {"status": "failed", "reason": "the loss | is not finite", "reports": []}
@@ -144,7 +149,7 @@ def _some_table(folder: Path) -> Path:
 
 def test_records_are_read_by_number_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     for number in (10, 2):
-        write_record(str(tmp_path), new_record(str(tmp_path), number, {}))
+        write_record(str(tmp_path), new_record(number, {}))
     assert [record["name"] for record in read_records(str(tmp_path))] == ["t002", "t010"]
     (tmp_path / "records" / "t002.json").write_text("{")
     with pytest.raises(InputError, match="damaged"):
@@ -159,7 +164,7 @@ def test_a_sweep_whose_trials_are_over_starts_no_ray(
     base = changed(tiny, run=str(tmp_path / "sweep"))
     sweep = SweepConfig(space={"mask.ratio": {"choice": [0.3, 0.4]}}, search="grid")
     for number, ratio in enumerate((0.3, 0.4)):
-        record = new_record(base.run or "", number, {"mask.ratio": ratio})
+        record = new_record(number, {"mask.ratio": ratio})
         write_record(base.run or "", record | {"status": "done", "reports": [measured(0.5 + ratio, 3)]})
     monkeypatch.setattr(module, "_run_left", lambda *rest: pytest.fail("nothing is left"))
     folder = search(base, sweep)

@@ -17,13 +17,13 @@ import pytest
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
-from gimp_ray.errors import GimpError, InputError
+from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.evaluation import Truth, intervals_of
 from gimp_ray.experiments import measure, trial
 from gimp_ray.experiments.measure import probed
-from gimp_ray.experiments.outputs import write_outputs
-from gimp_ray.experiments.records import new_record, read_record, write_record
-from gimp_ray.experiments.settings import build_sweep, space_of
+from gimp_ray.experiments.records import new_record, read_record, run_of, write_record
+from gimp_ray.experiments.report import write_outputs
+from gimp_ray.experiments.sweep import build_sweep, space_of
 from gimp_ray.experiments.trial import Setting, handed_on, reason_of, run_trial
 from gimp_ray.runs.folder import RunFolder, read_lines
 from gimp_ray.store import CohortStore
@@ -60,12 +60,12 @@ def base(tiny: Config) -> Config:
 
 def made(base: Config, place: Path, session: str = "one", **sweep: Any) -> Setting:
     settings = build_sweep({"space": {"train.lr": {"choice": [1e-3, 1e-2]}}, "metric": "accuracy"} | sweep)
-    return Setting(str(place), base.model_dump(), settings, None, session)
+    return Setting(str(place), base.model_dump(), settings, session)
 
 
 def begun(setting: Setting, number: int, lr: float) -> str:
-    record = new_record(setting.place, number, {"train.lr": lr})
-    write_record(setting.place, record)
+    record = new_record(number, {"train.lr": lr})
+    write_record(setting.uri, record)
     return str(record["name"])
 
 
@@ -83,11 +83,11 @@ def test_a_killed_trial_goes_on_and_ends_in_the_weights_of_a_run_that_never_stop
     # what was measured is told to the new command's scheduler, and not measured again
     assert (first.epochs, second.epochs) == ([1, 2], [1, 2, 3]) and second.values[:2] == first.values
     assert record["status"] == "done" and [one["epoch"] for one in record["reports"]] == [1, 2, 3]
-    run = RunFolder(record["run"])
+    run = RunFolder(run_of(str(place), record))
     assert [attempt["status"] for attempt in run.record()["attempts"]] == ["stopped", "stopped", "done"]
     straight = pipeline.pretrain(changed(base, run=str(tmp_path / "straight"), train__lr=1e-2))
     assert same_weights(run.model_file("pretrain"), straight.model_file("pretrain"))
-    figure = record["reports"][-1]["figures"]["accuracy"]
+    figure = record["reports"][-1]["metrics"]["accuracy"]
     assert figure["low"] <= figure["value"] <= figure["high"]
     seconds = [one["seconds"] for one in record["reports"]]
     assert seconds == sorted(seconds) and load_config(run.config_file).train.lr == 1e-2
@@ -97,13 +97,40 @@ def test_a_killed_trial_goes_on_and_ends_in_the_weights_of_a_run_that_never_stop
 
 
 @pytest.mark.slow
+def test_a_moved_or_copied_sweep_goes_on_where_it_is(tiny: Config, tmp_path: Path) -> None:
+    """Killed after one epoch, copied and moved: the copy and the moved one each go on, with the same encoder."""
+    first, params = tmp_path / "first", {"train.lr": 1e-2}
+    setting = made(changed(tiny, genes__train__epochs=1), first, rungs=[1])
+    with pytest.raises(Killed):
+        run_trial(setting, begun(setting, 0, 1e-2), params, Told(kill_at=1))
+    shutil.copytree(first, tmp_path / "copy")
+    shutil.move(first, tmp_path / "moved")
+    before = {file: file.read_bytes() for file in (tmp_path / "moved").rglob("*") if file.is_file()}
+    runs = []
+    for place in ("copy", "moved"):
+        there = made(changed(tiny, genes__train__epochs=1), tmp_path / place, "two", rungs=[1])
+        record = read_record(there.uri, "t000")
+        trial.check_unchanged(there, [record])
+        run_trial(there, "t000", params, Told())
+        runs.append(RunFolder(run_of(there.uri, read_record(there.uri, "t000"))))
+        assert runs[-1].path.is_relative_to(tmp_path / place)
+        assert len(list((tmp_path / place / "shared" / "genes").iterdir())) == 1 and not first.exists()
+        if place == "copy":  # what it is a copy of is as it was
+            assert {file: file.read_bytes() for file in before} == before
+    assert same_weights(runs[0].model_file("pretrain"), runs[1].model_file("pretrain"))
+    other = made(changed(tiny, genes__train__epochs=1, window__length=32), tmp_path / "moved")
+    with pytest.raises(ConfigError, match=r"another 'window\.length'"):
+        trial.check_unchanged(other, [read_record(other.uri, "t000")])
+
+
+@pytest.mark.slow
 def test_a_fine_tuned_trial_is_measured_by_its_best_epoch_so_far(base: Config, tmp_path: Path) -> None:
     short = changed(base, train__epochs=1)
     setting = made(short, tmp_path / "sweep", objective="finetune", rungs=[1, 2, 3])
     told = Told()
     run_trial(setting, begun(setting, 0, 1e-2), {"train.lr": 1e-2}, told)
     assert told.epochs == [1, 2, 3]
-    run = RunFolder(read_record(setting.place, "t000")["run"])
+    run = RunFolder(run_of(setting.uri, read_record(setting.uri, "t000")))
     assert run.stage_done("finetune")
     lines = [line for line in read_lines(run.metrics_log("finetune")) if line["kind"] == "validation"]
     best = [max(lines[: epoch + 1], key=lambda line: (line["accuracy"], -line["loss"])) for epoch in range(3)]
@@ -121,8 +148,8 @@ def test_a_trial_that_patience_ended_is_done_and_measured_once_more_at_no_later_
     told = Told()
     run_trial(setting, begun(setting, 0, 1e-2), {"train.lr": 1e-2}, told)
     assert told.epochs == [2, 4]
-    record = read_record(setting.place, "t000")
-    assert record["status"] == "done" and RunFolder(record["run"]).stage_done("finetune")
+    record = read_record(setting.uri, "t000")
+    assert record["status"] == "done" and RunFolder(run_of(setting.uri, record)).stage_done("finetune")
 
 
 @pytest.mark.slow
@@ -132,17 +159,17 @@ def test_a_trial_of_survival_is_measured_by_its_c_index(base: Config, tmp_path: 
     setting = made(survival, tmp_path / "sweep", objective="finetune", metric="c_index")
     told: list[dict[str, Any]] = []
     run_trial(setting, begun(setting, 0, 1e-2), {"train.lr": 1e-2}, lambda figures, _: told.append(figures))
-    record = read_record(setting.place, "t000")
+    record = read_record(setting.uri, "t000")
     assert record["status"] == "done" and 0 <= told[-1]["c_index"] <= 1
-    predicted = pq.read_table(RunFolder(record["run"]).path / "probe" / "predictions.parquet")
+    predicted = pq.read_table(RunFolder(run_of(setting.uri, record)).path / "probe" / "predictions.parquet")
     assert {"case_id", "time", "event", "risk"} <= set(predicted.column_names)
     truth = Truth("survival", (), {"time": predicted["time"].to_numpy(), "event": predicted["event"].to_numpy()})
     risk_N1 = predicted["risk"].to_numpy()[:, None]
     expected = intervals_of(truth, predicted["case_id"].to_pylist(), risk_N1, 20)["c_index"]["value"]
     assert told[-1]["c_index"] == pytest.approx(expected)
-    write_outputs(RunFolder(setting.place), survival, setting.sweep, space_of(setting.sweep), [record])
-    assert "C-index" in (Path(setting.place) / "sweep.md").read_text()
-    assert "c_index_low" in pq.read_table(Path(setting.place) / "trials.parquet").column_names
+    write_outputs(RunFolder(setting.uri), survival, setting.sweep, space_of(setting.sweep), [record])
+    assert "C-index" in (Path(setting.uri) / "sweep.md").read_text()
+    assert "c_index_low" in pq.read_table(Path(setting.uri) / "trials.parquet").column_names
 
 
 @pytest.mark.slow
@@ -160,15 +187,15 @@ def test_a_trial_takes_another_over_with_its_weights_and_its_own_values(base: Co
         run_trial(setting, worse, {"train.lr": 8e-4}, Told(kill_at=2), donor.kept / "1")
     # started again with what it was given, which it has taken over already
     run_trial(setting, worse, {"train.lr": 8e-4}, Told(), donor.kept / "1")
-    record = read_record(setting.place, worse)
+    record = read_record(setting.uri, worse)
     assert [(one["name"], one["epoch"]) for one in record["lineage"]] == [(better, 1)]
     assert record["lineage"][0]["before"] == {"train.lr": 1e-2} and record["params"] == {"train.lr": 8e-4}
     assert record["status"] == "done" and record["run"].endswith(f"{worse}-2")
-    run, former = RunFolder(record["run"]), RunFolder(f"{setting.place}/trials/{worse}")
+    run, former = RunFolder(run_of(setting.uri, record)), RunFolder(f"{setting.uri}/trials/{worse}")
     assert load_config(run.config_file).train.lr == 8e-4 and load_config(former.config_file).train.lr == 1e-2
     mine, theirs = (
         [line for line in read_lines(one.metrics_log("pretrain")) if line["kind"] == "epoch"]
-        for one in (run, RunFolder(f"{setting.place}/trials/{better}"))
+        for one in (run, RunFolder(f"{setting.uri}/trials/{better}"))
     )
     assert [line["epoch"] for line in mine] == [0, 1, 2]
     assert mine[0]["loss"] == theirs[0]["loss"] and mine[1]["loss"] != theirs[1]["loss"]
@@ -190,26 +217,43 @@ def test_a_failure_is_noted_with_its_reason_and_a_refusal_is_not_tried_again(
     for _ in range(2):
         with pytest.raises(GimpError, match="it "):
             run_trial(setting, name, {"train.lr": 1e-3}, Told())
-    record = read_record(setting.place, name)
+    record = read_record(setting.uri, name)
     assert record["reason"] == str(error) and record["status"] == ("failed" if final else "waiting")
     assert len(calls) == (1 if final else 2)
 
 
-def test_a_trials_config_is_the_base_with_its_values_in_its_folder(base: Config, tmp_path: Path) -> None:
-    unset = changed(base, train__threads=0, train__cpus_per_worker=3)
-    setting = made(unset, tmp_path, gpus_per_trial=0)
-    config = trial.config_of(setting, {"train.lr": 5e-3}, str(tmp_path / "run"))
+def test_a_trials_config_is_the_base_with_its_values_in_its_folder(tiny: Config, tmp_path: Path) -> None:
+    base = changed(tiny, genes__encoder="none", train__threads=0, train__cpus_per_worker=3)
+    setting = made(base, tmp_path, gpus_per_trial=0)
+    config, genes = trial.config_of(setting, {"train.lr": 5e-3}, str(tmp_path / "run"))
     assert (config.train.lr, config.run, config.log.progress) == (5e-3, str(tmp_path / "run"), False)
-    assert (config.train.threads, config.train.use_gpu, config.genes.checkpoint) == (3, False, None)
-    shared = Setting(setting.place, setting.base, build_sweep({}), "genes.safetensors", "one")
-    config = trial.config_of(shared, {}, "run")
-    assert config.genes.checkpoint == "genes.safetensors" and config.train.use_gpu is None
+    assert (config.train.threads, config.train.use_gpu, config.genes.checkpoint, genes) == (3, False, None, None)
+
+
+@pytest.mark.parametrize(
+    "key, values, shared",
+    [
+        ("mask.ratio", [0.3, 0.6], True),
+        ("train.lr", [1e-4, 1e-3], True),  # stage genes has a rate of its own
+        ("train.weight_decay", [0.0, 0.1], False),  # which it inherits
+        ("genes.groups", [4, 2], False),
+        ("model.dim", [16, 32], False),
+        ("split.fold", [0, 1], False),
+        ("seed", [0, 1], False),
+    ],
+)
+def test_trials_share_a_gene_encoder_where_they_would_train_the_same_one(
+    tiny: Config, tmp_path: Path, key: str, values: list[Any], shared: bool
+) -> None:
+    setting = made(tiny, tmp_path)
+    steps = [trial.config_of(setting, {key: value}, str(tmp_path / "run"))[1] for value in values]
+    assert all(steps) and (steps[0].uri == steps[1].uri) is shared  # type: ignore[union-attr]
 
 
 def test_a_metric_that_is_not_defined_is_refused(base: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = {"value": None, "low": None, "high": None}
     monkeypatch.setattr(trial, "train_to", lambda *rest, **more: None)
-    monkeypatch.setattr(trial, "figures_of", lambda *rest: {"accuracy": nothing, "auroc": nothing})
+    monkeypatch.setattr(trial, "metrics_of", lambda *rest: {"accuracy": nothing, "auroc": nothing})
     setting = made(base, tmp_path / "sweep", metric="auroc")
     with pytest.raises(InputError, match="auroc"):
         run_trial(setting, begun(setting, 0, 1e-3), {"train.lr": 1e-3}, Told())
@@ -240,7 +284,7 @@ def test_a_trial_waits_for_a_dying_process_to_leave_its_run(tmp_path: Path) -> N
 def test_what_is_handed_on_is_the_newest_checkpoint(base: Config, tmp_path: Path) -> None:
     config = changed(base, run=str(tmp_path / "run"), train__epochs=2)
     run = pipeline.pretrain(config)
-    record = new_record(str(tmp_path), 0, {"train.lr": 1e-3}) | {"reports": [{"epoch": 2}]}
+    record = new_record(0, {"train.lr": 1e-3}) | {"reports": [{"epoch": 2}]}
     with handed_on(run, "pretrain", record) as folder:
         names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
     newest = sorted(run.checkpoints("pretrain").iterdir())[-1].name
@@ -280,7 +324,7 @@ def test_intervals_are_over_the_patients_that_the_store_names(base: Config, monk
 
     monkeypatch.setattr(measure, "open_store", lambda config: SimpleNamespace(cases=named))
     monkeypatch.setattr(measure, "intervals_of", intervals)
-    measure.figures_of(config, run, "pretrain", "knn", 20)
+    measure.metrics_of(config, run, "pretrain", "knn", 20)
     validation = pq.read_table(run.path / "probe" / "predictions.parquet")["case_id"].to_pylist()
     patient = dict(zip(named["case_id"].to_pylist(), named["patient_id"].to_pylist(), strict=True))
     assert drawn == [patient[case] for case in validation] and validation

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ import yaml
 from click.testing import CliRunner
 from matplotlib.image import imread
 
+from gimp_ray import pipeline
 from gimp_ray.cli.commands import main
+from gimp_ray.config_files import flatten
 from gimp_ray.evaluation import GENES_ALONE, MEAN_POOL, Truth, difference_of, intervals_of
 from gimp_ray.experiments.grid import Resources
+from gimp_ray.experiments.runs import to_do, with_changes
 from gimp_ray.experiments.spec import build_table
 from gimp_ray.experiments.table import Planned, make_table, plan_table
 from gimp_ray.experiments.write import caption, difference_text, latex_table, rows_figure
 from gimp_ray.reports.figures import save_figure
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.store import CohortStore
+from tests.conftest import TINY
 from tests.tables.made import CLASSES, finished, reported, table_of
 
 ROWS: list[dict[str, Any]] = [
@@ -301,3 +306,29 @@ def test_a_complete_table_ends_with_0_and_runs_nothing(own: Planned, tmp_path: P
     mine.write_text(yaml.safe_dump(own.requested.model_dump()))
     told = ran(str(mine), "--out", own.out)
     assert told.exit_code == 0 and "0 of 4 runs to do" in told.output
+
+
+@pytest.mark.slow
+def test_a_moved_or_copied_table_goes_on_where_it_is(store_path: Path, tmp_path: Path) -> None:
+    """Its encoder is trained and its run is stopped in the middle; then it is copied and moved."""
+    base = flatten(TINY) | {"store": str(store_path), "finetune.init": "scratch", "evaluate.resamples": 20}
+    table = build_table({"title": "t", "base": base, "rows": [{"name": "a"}], "folds": 1, "seeds": 1})
+    genes, run = to_do(cell.step for cell in plan_table(table, tmp_path / "first").cells)
+    pipeline.pretrain_genes(genes.config)
+    pipeline.run_all(with_changes(run.config, {"finetune.train.stop_after": 1}))
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    before = {file: file.read_bytes() for file in (tmp_path / "moved").rglob("*") if file.is_file()}
+    for place in ("copy", "moved"):
+        (step,) = to_do(cell.step for cell in plan_table(table, tmp_path / place).cells)
+        assert Path(step.uri).is_relative_to(tmp_path / place)
+        pipeline.run_all(step.config)
+        planned = plan_table(table, tmp_path / place)
+        assert planned.missing == {} and not (tmp_path / "first").exists()
+        attempts = RunFolder(step.uri).record()["attempts"]
+        assert [attempt["status"] for attempt in attempts] == ["stopped", "done"]
+        if place == "copy":  # what it is a copy of is as it was
+            assert {file: file.read_bytes() for file in before} == before
+    # a finished one is read where it is now as well
+    shutil.move(tmp_path / "moved", tmp_path / "again")
+    assert plan_table(table, tmp_path / "again").missing == {}

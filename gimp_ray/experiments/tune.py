@@ -1,8 +1,8 @@
-"""A sweep's trials on Ray Tune: its schedulers, Optuna's searcher, and what the command notes while trials run.
+"""A sweep's trials on Ray Tune: its schedulers, Optuna's suggestions, and the records kept while trials run.
 
-Each command starts a Tune experiment of its own with the trials that are left, and tells it what is known: a scheduler
-gets the measurements of trials that are over, Optuna their values, and a trial that goes on tells its own again. Tune's
-experiment is thrown away afterwards, since to restore one means to run a pickle.
+Each command starts a Tune experiment of its own with the trials that are left, and gives it what is known: a scheduler
+gets the measurements of trials that are over, Optuna their values, and a trial that goes on reports its own again.
+Tune's experiment is removed afterwards, since restoring one would mean loading a pickle.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from gimp_ray.config import Config
 from gimp_ray.engine.launch import ray_storage, start_ray
 from gimp_ray.errors import ConfigError
 from gimp_ray.experiments.records import Record, finished, last_value, new_record, read_record, write_record
-from gimp_ray.experiments.settings import SweepConfig, interval_of
 from gimp_ray.experiments.space import Dimension, Params, clipped, identity
+from gimp_ray.experiments.sweep import SweepConfig, interval_of
 from gimp_ray.experiments.trial import Setting, run_trial
 from gimp_ray.io.places import is_uri
 from gimp_ray.runs.folder import RunFolder
@@ -37,7 +37,7 @@ SPARE_CPUS = 1.0  # of each trial with workers, for Ray Data
 
 
 @dataclass(frozen=True)
-class Past:
+class FinishedTrial:
     """A trial that is over, as far as a scheduler asks."""
 
     trial_id: str
@@ -67,21 +67,6 @@ def room(base: Config, sweep: SweepConfig) -> int | None:
     return max(1, int(fit))
 
 
-def train_genes(base: Config, run: RunFolder) -> str:
-    """The gene encoder all trials share, trained on the cluster as a trial would be; its file or URI."""
-    config = base.model_copy(update={"run": run.place, "log": base.log.model_copy(update={"progress": False})})
-    if config.train.most_workers:
-        pipeline.pretrain_genes(config)
-    else:
-        asked = resources_of(base, SweepConfig())
-        task = ray.remote(num_cpus=asked["CPU"], num_gpus=asked.get("GPU", 0))(_train_genes)
-        try:
-            ray.get(task.remote(config))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause or error from None
-    return run.place_of(run.model_file("genes"))
-
-
 def run_on_tune(setting: Setting, base: Config, space: list[Dimension], records: list[Record], epochs: int) -> None:
     """Run the trials that are left.
 
@@ -100,11 +85,11 @@ def run_on_tune(setting: Setting, base: Config, space: list[Dimension], records:
     param_space: dict[str, Any] = {}
     if sweep.search == "optuna":
         over = sum(finished(record) for record in records)
-        options = {"search_alg": Suggested(setting, space, records), "num_samples": sweep.trials - over}
+        options = {"search_alg": OptunaSearch(setting, space, records), "num_samples": sweep.trials - over}
     else:
         entries = [{"name": record["name"], "params": record["params"]} for record in left]
         param_space = {"trial": tune.grid_search(entries)}
-    sweeping = RunFolder(setting.place)
+    sweeping = RunFolder(setting.uri)
     tuner = tune.Tuner(
         tune.with_resources(functools.partial(_trainable, setting), resources_of(base, sweep)),
         param_space=param_space,
@@ -121,14 +106,14 @@ def run_on_tune(setting: Setting, base: Config, space: list[Dimension], records:
         run_config=tune.RunConfig(
             name=f"tune-{setting.session}",
             verbose=0,
-            callbacks=[Notes(setting)],
+            callbacks=[RecordCallback(setting)],
             failure_config=tune.FailureConfig(max_failures=sweep.max_failures),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=KEPT),
             **ray_storage(sweeping, "ray"),
         ),
     )
     tuner.fit()
-    if not is_uri(setting.place):  # what earlier commands left is of no use either
+    if not is_uri(setting.uri):  # what earlier commands left is of no use either
         for folder in (sweeping.path / "ray").glob("tune-*"):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -160,9 +145,9 @@ def prime(scheduler: Any, records: list[Record], metric: str) -> None:
     for record in records:
         if not finished(record):
             continue
-        past = Past(record["name"])
+        past = FinishedTrial(record["name"])
         for report in record["reports"]:
-            value = report["figures"][metric]["value"]
+            value = report["metrics"][metric]["value"]
             scheduler.on_trial_add(None, past)
             scheduler.on_trial_complete(None, past, {"epoch": report["epoch"], metric: value})
 
@@ -196,71 +181,66 @@ def optuna_space(space: list[Dimension]) -> dict[str, Any]:
     return found
 
 
-class Suggested(Searcher):
-    """Optuna's suggestions as numbered trials; each has its record before it is begun.
+class OptunaSearch(Searcher):
+    """Optuna's suggestions (TPE) as numbered trials; each has its record before it is begun.
 
     Args:
         setting: of the sweep.
         space: its dimensions.
-        records: of trials so far: what is over is told to Optuna, the others are suggested again first.
+        records: of trials so far: Optuna learns from those that are over; the others are suggested again first.
     """
 
     def __init__(self, setting: Setting, space: list[Dimension], records: list[Record]) -> None:
         import optuna
-        from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sweep = setting.sweep
-        super().__init__(metric=sweep.metric, mode="max")
-        self._setting, self._known = setting, len(records)
-        left = [record for record in records if not finished(record)]
-        self._left = [(identity(record["params"]), record["name"]) for record in left]
-        self._optuna = OptunaSearch(
-            optuna_space(space),
-            metric=sweep.metric,
-            mode="max",
-            points_to_evaluate=[record["params"] for record in left],
-            # with the first seed again, the first suggestions would come again
-            seed=sweep.seed + 1_000_003 * len(records),
-        )
+        super().__init__(metric=setting.sweep.metric, mode="max")
+        self._setting, self._known, self._space = setting, len(records), optuna_space(space)
+        # with the first seed again, the first suggestions would come again
+        sampler = optuna.samplers.TPESampler(seed=setting.sweep.seed + 1_000_003 * len(records))
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._open: dict[str, Any] = {}
+        self._left = {identity(one["params"]): one["name"] for one in records if not finished(one)}
         for record in records:
-            if finished(record):
-                value = last_value(record, sweep.metric)
-                self._optuna.add_evaluated_point(record["params"], value, error=value is None)
+            if not finished(record):
+                self._study.enqueue_trial(record["params"])
+                continue
+            value = last_value(record, setting.sweep.metric)
+            state = optuna.trial.TrialState.FAIL if value is None else optuna.trial.TrialState.COMPLETE
+            past = optuna.trial.create_trial(
+                params=record["params"], distributions=self._space, value=value, state=state
+            )
+            self._study.add_trial(past)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        params = self._optuna.suggest(trial_id)
-        if params is None:
-            return None
-        for number, (known, name) in enumerate(self._left):
-            if known == identity(params):
-                del self._left[number]
-                return {"trial": {"name": name, "params": params}}
-        record = new_record(self._setting.place, self._known, params)
-        write_record(self._setting.place, record)
-        self._known += 1
-        return {"trial": {"name": record["name"], "params": params}}
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if self._metric in result:
-            self._optuna.on_trial_result(trial_id, result)
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        suggested = self._open[trial_id] = self._study.ask(self._space)
+        params = dict(suggested.params)
+        name = self._left.pop(identity(params), None)
+        if name is None:
+            record = new_record(self._known, params)
+            write_record(self._setting.uri, record)
+            self._known, name = self._known + 1, record["name"]
+        return {"trial": {"name": name, "params": params}}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._optuna.on_trial_complete(trial_id, result, error)
+        from optuna.trial import TrialState
+
+        value = None if error else (result or {}).get(self._metric)
+        self._study.tell(self._open.pop(trial_id), value, state=TrialState.FAIL if value is None else None)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the records have all."""
+        """Write nothing: the records have everything."""
         Path(checkpoint_path).write_bytes(b"")
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep goes on from its records")
 
 
-class Notes(tune.Callback):
-    """Notes in a trial's record how it ended, where its own process cannot, and prints a line for each event."""
+class RecordCallback(tune.Callback):
+    """Writes into a trial's record how it ended, where its own process cannot, and prints a line for each event."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -274,22 +254,22 @@ class Notes(tune.Callback):
             print(f"{trial}: epoch {epoch}, {metric} {value:.4f}", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = read_record(self._setting.place, str(trial))
+        record = read_record(self._setting.uri, str(trial))
         if not finished(record):
             # its process waits for an answer, and writes nothing
             record["status"], record["reason"] = "stopped", f"by {self._setting.sweep.scheduler}"
-            write_record(self._setting.place, record)
+            write_record(self._setting.uri, record)
         print(f"{trial}: {record['status']}", flush=True)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        reason = read_record(self._setting.place, str(trial))["reason"] or "its process is gone"
+        reason = read_record(self._setting.uri, str(trial))["reason"] or "its process is gone"
         print(f"{trial}: failed ({reason}), and is started again from its own checkpoint", flush=True)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        record = read_record(self._setting.place, str(trial))
+        record = read_record(self._setting.uri, str(trial))
         record["status"] = "failed"
         record["reason"] = record["reason"] or "its process was killed, or ran out of memory"
-        write_record(self._setting.place, record)
+        write_record(self._setting.uri, record)
         print(f"{trial}: failed: {record['reason']}", flush=True)
 
 
@@ -307,8 +287,8 @@ def resources_of(base: Config, sweep: SweepConfig) -> dict[str, float]:
 def _trainable(setting: Setting, config: dict[str, Any]) -> None:
     """What Tune runs in a trial's process."""
 
-    def report(figures: dict[str, Any], folder: Path | None) -> None:
-        tune.report(figures, checkpoint=None if folder is None else tune.Checkpoint.from_directory(str(folder)))
+    def report(metrics: dict[str, Any], folder: Path | None) -> None:
+        tune.report(metrics, checkpoint=None if folder is None else tune.Checkpoint.from_directory(str(folder)))
 
     name, params = tune.get_context().get_trial_name(), config["trial"]["params"]
     checkpoint = tune.get_checkpoint()
@@ -321,10 +301,6 @@ def _trainable(setting: Setting, config: dict[str, Any]) -> None:
 
 def _name_of(trial: Any) -> str:
     return str(trial.config["trial"]["name"])
-
-
-def _train_genes(config: Config) -> None:
-    pipeline.pretrain_genes(config)
 
 
 def _cpus_of_trial(base: Config) -> float:

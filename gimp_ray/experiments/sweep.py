@@ -1,13 +1,12 @@
 """What a sweep is: its typed settings, its presets, and how both come from a file.
 
-One YAML has all: `base` (config keys every trial shares) beside the settings. A file without any of a sweep's own keys
-is a run's config, and is the base. Left out: what a setting does (`trial.py`, `on_tune.py`).
+One YAML has both: `base` (config keys every trial shares) beside the settings. A file without any of a sweep's own keys
+is a run's config, and is the base.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from gimp_ray.config import Config, Section
-from gimp_ray.config_files import build_config, differences, load_config, merge, nested, read_yaml
+from gimp_ray.config_files import explain, load_config, merge, nested, read_yaml
 from gimp_ray.errors import ConfigError
 from gimp_ray.evaluation import METRICS
+from gimp_ray.experiments.runs import with_changes
 from gimp_ray.experiments.space import Dimension, Params, crossed, dimensions, drawn
 from gimp_ray.io.mirror import local_file
 
@@ -46,8 +46,8 @@ MUTABLE = (
     "triplet.margin",
     "triplet.weight",
 )
-# what a sweep that goes on may say differently
-FREE = ("trials", "concurrent", "max_failures", "retry_failed", "gpus_per_trial")
+# of a setting that may change when a sweep is continued
+FREE: dict[str, Any] = {"free": True}
 
 
 class SweepConfig(Section):
@@ -59,8 +59,10 @@ class SweepConfig(Section):
     space: Space = Field({}, description="config key -> {kind: values}; laid over the preset's")
     search: Literal["random", "grid", "optuna"] = Field("random", description="optuna: TPE, needs the extra `sweep`")
     scheduler: Literal["none", "asha", "median", "pbt"] = Field("none", description="what ends trials early")
-    trials: int = Field(8, ge=1, description="how many; a grid search has as many as its grid")
-    concurrent: int | None = Field(None, ge=1, description="trials at a time; unset: as the cluster has room")
+    trials: int = Field(8, ge=1, json_schema_extra=FREE, description="how many; a grid search has as many as its grid")
+    concurrent: int | None = Field(
+        None, ge=1, json_schema_extra=FREE, description="trials at a time; unset: as the cluster has room"
+    )
     objective: Literal["probe", "finetune"] = Field(
         "probe", description="probe: a classifier on CLS_pat during pre-training; finetune: the fine-tuned model"
     )
@@ -77,20 +79,24 @@ class SweepConfig(Section):
     )
     seed: int = Field(0, ge=0, description="of the draws")
     resamples: int = Field(1000, ge=10, description="patient-level bootstrap resamples of the intervals")
-    max_failures: int = Field(2, ge=0, description="how often a trial whose process failed is started again")
-    retry_failed: bool = Field(False, description="try trials again that an earlier command gave up")
-    gpus_per_trial: float | None = Field(
-        None, ge=0, description="share of a GPU for a trial with train.workers: 0; unset: one where there is one"
+    max_failures: int = Field(
+        2, ge=0, json_schema_extra=FREE, description="how often a trial whose process failed is started again"
     )
-    share_genes: bool = Field(
-        True, description="train the gene encoder once for all trials where no key of the space concerns it"
+    retry_failed: bool = Field(
+        False, json_schema_extra=FREE, description="try trials again that an earlier command gave up"
+    )
+    gpus_per_trial: float | None = Field(
+        None,
+        ge=0,
+        json_schema_extra=FREE,
+        description="share of a GPU for a trial with train.workers: 0; unset: one where there is one",
     )
 
 
 def read_sweep(
     file: str | Path | None, overrides: dict[str, Any] | None = None, settings: dict[str, Any] | None = None
 ) -> tuple[Config, SweepConfig]:
-    """The base config and the settings of a sweep, from a file and what was given besides.
+    """The base config and the settings of a sweep, from a file and the command line.
 
     Args:
         file: a sweep's YAML, or a run's config, here or in object storage.
@@ -126,30 +132,15 @@ def build_sweep(tree: dict[str, Any], file: str | Path | None = None) -> SweepCo
     try:
         sweep = SweepConfig.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(
-            f"impossible value for '{key}' of a sweep",
-            file=file,
-            expected=first["msg"],
-            found=repr(first["input"]),
-            fix=f"change {key}",
-        ) from None
+        raise explain(error, file, SweepConfig, "setting of a sweep") from None
     dimensions(sweep.space)
     return sweep
 
 
 def space_of(sweep: SweepConfig) -> list[Dimension]:
-    """The dimensions: the preset's, or the paper's where nothing is said, with those of the file."""
+    """The dimensions of the preset (by default `paper`), with those of the file laid over them."""
     preset = PRESETS[sweep.preset] if sweep.preset else PAPER if not sweep.space else {}
     return dimensions(preset | sweep.space)
-
-
-def config_with(tree: dict[str, Any], changes: dict[str, Any]) -> Config:
-    """The config of a tree with dotted changes, checked."""
-    copy: dict[str, Any] = {}
-    merge(copy, tree)
-    return load_config(None, changes, base=build_config(copy).model_dump())
 
 
 def planned(sweep: SweepConfig, space: list[Dimension]) -> list[Params]:
@@ -189,13 +180,12 @@ def check_sweep(base: Config, sweep: SweepConfig) -> list[Dimension]:
         ConfigError: names the key.
     """
     space = space_of(sweep)
-    tree = base.model_dump()
     stage = stage_of(sweep)
     for one in space:
         if one.key in ("run", "store") or one.key.startswith(("cluster.", "log.")):
             raise ConfigError(f"'{one.key}' is no key to search over", found=one.key, fix="remove it from the space")
         for value in one.ends:
-            epochs = config_with(tree, {one.key: value}).stage_train(stage).epochs
+            epochs = with_changes(base, {one.key: value}).stage_train(stage).epochs
             if sweep.scheduler != "none" and epochs != base.stage_train(stage).epochs:
                 raise ConfigError(
                     f"a scheduler compares trials by epoch, and '{one.key}' changes how many there are",
@@ -225,49 +215,34 @@ def check_sweep(base: Config, sweep: SweepConfig) -> list[Dimension]:
     return space
 
 
-def shares_genes(base: Config, sweep: SweepConfig, space: Iterable[Dimension]) -> bool:
-    """Whether the gene encoder of all trials is the same: no value of the space changes what its stage computes."""
-    space = list(space)
-    if not sweep.share_genes or any(one.key.startswith(("objective.", "method.")) for one in space):
-        return False
-    tree = base.model_dump()
-    ends = [config_with(tree, {one.key: value}) for one in space for value in one.ends]
-    before = base.model_copy(update={"train": base.stage_train("genes")})
-    return not any(
-        differences(base, end, ["seed", "split", "genes", "model.dim"])
-        or differences(before, end.model_copy(update={"train": end.stage_train("genes")}), ["train"])
-        for end in ends
-    )
-
-
-def check_same(file: str, before: dict[str, Any], base: Config, sweep: SweepConfig) -> None:
-    """Refuse to go on with a sweep under settings other than those it was begun with.
+def check_same(file: str, before: dict[str, Any], sweep: SweepConfig) -> None:
+    """Refuse to continue a sweep with other settings than those it was begun with.
 
     Args:
         file: where the earlier settings stand.
-        before: `{"sweep": ..., "base": ...}`.
-        base: of this command.
+        before: the earlier settings.
         sweep: of this command.
     """
-    old, new = resolved(SweepConfig(**before["sweep"])).model_dump(), resolved(sweep).model_dump()
-    changed = {key: (old[key], new[key]) for key in new if key not in FREE and old[key] != new[key]}
-    changed |= {f"base.{key}": values for key, values in differences(build_config(before["base"]), base).items()}
-    if not changed:
-        return
-    key, (was, now) = next(iter(changed.items()))
-    raise ConfigError(
-        f"the sweep was begun with another '{key}'"
-        + (f" (and {len(changed) - 1} more: {', '.join(list(changed)[1:])})" if len(changed) > 1 else ""),
-        file=file,
-        expected=str(was),
-        found=str(now),
-        fix="give the sweep's own settings, or a new folder; " + ", ".join(FREE) + " may change",
-    )
+    free = [name for name, field in SweepConfig.model_fields.items() if field.json_schema_extra]
+    old, new = resolved(SweepConfig(**before)).model_dump(), resolved(sweep).model_dump()
+    changed = [key for key in new if key not in free and old[key] != new[key]]
+    if changed:
+        raise ConfigError(
+            f"the sweep was begun with another '{changed[0]}'"
+            + (f" (and {len(changed) - 1} more: {', '.join(changed[1:])})" if len(changed) > 1 else ""),
+            file=file,
+            expected=str(old[changed[0]]),
+            found=str(new[changed[0]]),
+            fix="give the sweep's own settings, or a new folder; " + ", ".join(free) + " may change",
+        )
 
 
 def to_file(base: Config, sweep: SweepConfig) -> str:
-    """Settings and base as YAML that `gimp sweep --config` takes; the space is written out."""
-    return yaml.safe_dump(resolved(sweep).model_dump() | {"base": base.model_dump()}, sort_keys=False)
+    """Settings and base as YAML that `gimp sweep --config FILE --run SWEEP` takes; the space is written out.
+
+    It does not name the sweep's own folder, so that a copy of the sweep is continued where it is.
+    """
+    return yaml.safe_dump(resolved(sweep).model_dump() | {"base": base.model_dump() | {"run": None}}, sort_keys=False)
 
 
 def resolved(sweep: SweepConfig) -> SweepConfig:
@@ -281,8 +256,7 @@ def _base_of(base: Any, file: str | Path | None) -> dict[str, Any]:
     if base is None:
         return {}
     if isinstance(base, str):
-        place = base if "://" in base or file is None else str(Path(str(file)).parent / base)
-        return read_yaml(local_file(place))
+        return read_yaml(local_file(base if "://" in base or file is None else str(Path(str(file)).parent / base)))
     if not isinstance(base, dict):
         raise ConfigError(
             "the base of a sweep cannot be read", file=file, expected="config keys, or a file's name", found=repr(base)

@@ -1,7 +1,7 @@
 """The space of a sweep: which config keys vary, and how; draws from it and crossings of it, as plain data.
 
 A draw is a pure function of the seed and the trial's number, so a sweep that goes on, or is made longer, has the trials
-it had. Left out: searchers that learn from results (`gimp_ray/experiments/on_tune.py`).
+it had. Optuna, which learns from results, is in `tune.py`.
 """
 
 from __future__ import annotations

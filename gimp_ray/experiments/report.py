@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -41,15 +41,7 @@ BEST = 10
 def write_outputs(
     run: RunFolder, base: Config, sweep: SweepConfig, space: list[Dimension], records: list[Record]
 ) -> None:
-    """Write everything anew.
-
-    Args:
-        run: the sweep's folder.
-        base: what every trial shares.
-        sweep: the settings.
-        space: the dimensions.
-        records: of all trials.
-    """
+    """Write everything anew, into the sweep's folder `run`, from the records of all trials."""
     with whole_file(run.path / "trials.parquet") as aside:
         pq.write_table(trials_table(base, sweep, space, records), aside)
     trials = []
@@ -269,14 +261,8 @@ def _failures_table(sweep: Sweep) -> str:
     return f"## Failed trials\n\n{markdown_table(header, rows)}\n\n{again}"
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How the values of a dimension are drawn on an axis.
-
-    Attributes:
-        heights: of every measured trial, 0 to 1.
-        ticks: heights and texts.
-    """
+class Scale(NamedTuple):
+    """Where the values of a dimension are on an axis: heights of the measured trials (0 to 1); ticks with texts."""
 
     heights: list[float]
     ticks: list[tuple[float, str]]

@@ -228,8 +228,11 @@ class OptunaSearch(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         from optuna.trial import TrialState
 
+        suggested = self._open.pop(trial_id, None)
+        if suggested is None:
+            return
         value = None if error else (result or {}).get(self._metric)
-        self._study.tell(self._open.pop(trial_id), value, state=TrialState.FAIL if value is None else None)
+        self._study.tell(suggested, value, state=TrialState.FAIL if value is None else None)
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the records have everything."""

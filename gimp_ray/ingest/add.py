@@ -20,7 +20,6 @@ from gimp_ray.errors import InputError
 from gimp_ray.ingest.cases import CaseTable
 from gimp_ray.ingest.genes import GeneMatrix
 from gimp_ray.ingest.patches import PatchSource
-from gimp_ray.ingest.patches.find import PatchFiles
 from gimp_ray.ingest.patches.write import stored_chunks
 from gimp_ray.ingest.roll import no_slide_column
 from gimp_ray.ingest.work import tick
@@ -127,21 +126,14 @@ def with_stored_rows(table: CaseTable, existing: Existing, stems: Collection[str
         for name in names
     ]
     stored = pa.Table.from_pylist([row[2] for row in rows], schema=pa.schema(extra))
-    joined = _joined(table.extra, stored, len(rows))
     ids = None if table.slide_ids is None else [*table.slide_ids, *(row[1] for row in rows)]
     return dataclasses.replace(
         table,
         case_ids=[*table.case_ids, *(row[0] for row in rows)],
         labels=[*table.labels, *(cases[row[0]]["label"] for row in rows)],
         slide_ids=ids,
-        extra=joined,
+        extra=_joined(table.extra, stored),
     )
-
-
-def with_stored_files(files: PatchFiles, existing: Existing) -> PatchFiles:
-    """The patch files, with a name for every stored slide that has none here: nothing needs to be read of it."""
-    stored = dict.fromkeys(existing.slides, Path(existing.store.path))
-    return dataclasses.replace(files, by_slide={**stored, **files.by_slide})
 
 
 def with_stored_genes(matrix: GeneMatrix | None, existing: Existing) -> tuple[GeneMatrix | None, list[str]]:
@@ -250,20 +242,17 @@ def _dealt(
     return rows
 
 
-def _joined(extra: pa.Table, stored: pa.Table, n: int) -> pa.Table:
+def _joined(extra: pa.Table, stored: pa.Table) -> pa.Table:
     """Columns of both, one below the other; a column of two types becomes text."""
-    names = list(dict.fromkeys([*extra.column_names, *stored.column_names]))
-    columns = []
-    for name in names:
-        parts = [
-            table[name] if name in table.column_names else pa.nulls(rows)
-            for table, rows in ((extra, extra.num_rows), (stored, n))
-        ]
-        kinds = {part.type for part in parts} - {pa.null()}
-        kind = kinds.pop() if len(kinds) == 1 else pa.float64() if kinds <= {pa.int64(), pa.float64()} else pa.string()
-        flat = [c for part in parts for c in (part.chunks if isinstance(part, pa.ChunkedArray) else [part])]
-        columns.append(pa.chunked_array([chunk.cast(kind) for chunk in flat], type=kind))
-    return pa.table(columns, names=names) if names else extra
+    tables = [extra, stored]
+    for name in set(extra.column_names) & set(stored.column_names):
+        kinds = {table.schema.field(name).type for table in tables} - {pa.null()}
+        if len(kinds) > 1 and not kinds <= {pa.int64(), pa.float64()}:
+            tables = [
+                table.set_column(table.schema.get_field_index(name), name, table[name].cast(pa.string()))
+                for table in tables
+            ]
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def _other_genes(matrix: GeneMatrix, existing: Existing, found: str) -> InputError:

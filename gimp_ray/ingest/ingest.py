@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +20,7 @@ from gimp_ray.ingest.add import Existing, open_existing, stored_folds
 from gimp_ray.ingest.options import IngestOptions
 from gimp_ray.ingest.patches import slides as patch_slides
 from gimp_ray.ingest.patches.write import part_tasks, write_part
-from gimp_ray.ingest.prepare import Prepared, Sources, prepare
+from gimp_ray.ingest.prepare import Files, Prepared, Sources, prepare
 from gimp_ray.ingest.report import IngestPlan, IngestReport, kept_of
 from gimp_ray.ingest.work import Progress, Work, WorkPool
 from gimp_ray.io import places
@@ -34,7 +34,6 @@ from gimp_ray.store.tables import sources_table
 __all__ = ["IngestOptions", "ingest_cohort", "plan_ingest"]
 
 REPORT_FILE = "ingest_report.json"
-Files = Path | Sequence[Path] | None
 MakeWork = Callable[[int, Callable[[int], None]], Work]
 
 
@@ -54,13 +53,13 @@ def plan_ingest(
         InputError: as `ingest_cohort`, apart from what only reading all of a patch file can show.
     """
     options, place = options or IngestOptions(), places.absolute(out)
-    sources = _sources(patches, genes, cases, splits, sample_sheet)
+    sources = Sources(patches, genes, cases, splits, sample_sheet)
     before = _before(place, after_a_kill=True)
     try:
         with Progress(options.progress) as bar, WorkPool(options.workers, bar.advance) as work:
             return prepare(sources, before, place, options, work, bar).plan
     except OSError as error:
-        _refuse_source(sources, error)
+        sources.refuse_unreadable(error)
         raise
 
 
@@ -97,7 +96,7 @@ def ingest_cohort(
             another ingest at work there, or the store cannot be written. What was at `out` is as it was.
     """
     options, place = options or IngestOptions(), places.absolute(out)
-    sources = _sources(patches, genes, cases, splits, sample_sheet)
+    sources = Sources(patches, genes, cases, splits, sample_sheet)
     try:
         with publishing.lock(place) as after_a_kill:
             before = _before(place, after_a_kill)
@@ -107,28 +106,10 @@ def ingest_cohort(
                     on_plan(prepared.plan)
                 return _publish(prepared, place, options, work, bar)
     except (OSError, pa.ArrowException) as error:
-        _refuse_source(sources, error)
+        sources.refuse_unreadable(error)
         fix = places.advice(places.resolve(place)[0], error) or "check free space and permissions there"
         fix += "; nothing of this ingest was left behind"
         raise InputError("the store cannot be written", file=place, found=str(error), fix=fix) from error
-
-
-def _sources(patches: Path | None, genes: Files, cases: Files, splits: Path | None, sheet: Path | None) -> Sources:
-    def paths(given: Files) -> tuple[Path, ...]:
-        several = () if given is None else (given,) if isinstance(given, str | os.PathLike) else given
-        return tuple(Path(path) for path in several)
-
-    one = [None if path is None else Path(path) for path in (patches, splits, sheet)]
-    return Sources(one[0], paths(genes), paths(cases), one[1], one[2])
-
-
-def _refuse_source(sources: Sources, error: Exception) -> None:
-    """InputError where a source is the file that the system refuses."""
-    name = getattr(error, "filename", None)
-    given = [sources.patches, *sources.genes, *sources.cases, sources.splits, sources.sample_sheet]
-    if isinstance(error, OSError) and name and any(p and Path(name).is_relative_to(p) for p in given):
-        found, fix = error.strerror or str(error), "let this user read it and the folders above it"
-        raise InputError("a source cannot be read", file=name, found=found, fix=fix) from error
 
 
 def _before(place: str, after_a_kill: bool) -> Existing | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,16 +30,29 @@ from gimp_ray.store.splits import PATIENT_COLUMN, rows_of
 from gimp_ray.store.tables import signature
 from gimp_ray.store.units import UNKNOWN, canonical
 
+Files = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None
 
-@dataclass(frozen=True)
+
 class Sources:
-    """What the user gave."""
+    """The paths the user gave."""
 
-    patches: Path | None
-    genes: tuple[Path, ...]
-    cases: tuple[Path, ...]
-    splits: Path | None
-    sample_sheet: Path | None
+    def __init__(self, patches: Files, genes: Files, cases: Files, splits: Files, sample_sheet: Files) -> None:
+        def paths(given: Files) -> tuple[Path, ...]:
+            several = () if given is None else (given,) if isinstance(given, str | os.PathLike) else given
+            return tuple(Path(path) for path in several)
+
+        self.genes, self.cases = paths(genes), paths(cases)
+        self.patches, self.splits, self.sample_sheet = (
+            next(iter(paths(given)), None) for given in (patches, splits, sample_sheet)
+        )
+
+    def refuse_unreadable(self, error: Exception) -> None:
+        """InputError where a source is the file that the system refuses."""
+        name = getattr(error, "filename", None)
+        given = [self.patches, *self.genes, *self.cases, self.splits, self.sample_sheet]
+        if isinstance(error, OSError) and name and any(p and Path(name).is_relative_to(p) for p in given):
+            found, fix = error.strerror or str(error), "let this user read it and the folders above it"
+            raise InputError("a source cannot be read", file=name, found=found, fix=fix) from error
 
 
 @dataclass
@@ -139,7 +154,7 @@ def prepare(
         or bool(to_write)
         or bool(new_cases & given_cases)
         or any(vector.is_new for vector in vectors.values())
-        or _new_splits(splits, existing),
+        or (splits is not None and not set(rows_of(splits)) <= set(rows_of(existing.store.table("splits")))),
         plan=IngestPlan(
             store=place,
             coverage=coverage,
@@ -158,14 +173,20 @@ def prepare(
 def _patches(
     files: PatchFiles | None, existing: Existing | None, roll: Roll, rule: str, work: Work, bar: Progress
 ) -> tuple[dict[str, PatchSource], set[str]]:
-    """The slides to write, and the stored ones whose files are what they were; the others are left out."""
+    """The slides to write, and the stored ones whose files are unchanged; the others are left out."""
     to_write, unchanged = dict[str, PatchSource](), set[str]()
     if rule != "largest":
         roll.apply_slide_rule(rule)
     if files is not None:
-        full = files if existing is None else add.with_stored_files(files, existing)
-        patch_slides.join_files(roll, full)
-        changed, unchanged = _changed(files, existing, roll)
+        changed = set[str]()
+        if existing is None:
+            patch_slides.join_files(roll, files)
+        else:  # nothing needs to be read of a stored slide that has no file here
+            stored_files = dict.fromkeys(existing.slides, Path(existing.store.path))
+            patch_slides.join_files(roll, replace(files, by_slide={**stored_files, **files.by_slide}))
+            here = set(existing.slides) & set(files.by_slide) & set(roll.slides)
+            unchanged = {s for s in here if existing.sources.get(s) == signature(files.by_slide[s])}
+            changed = here - unchanged
         names = sorted((set(files.by_slide) & set(roll.slides)) - unchanged)
         bar.start("inspecting slides", len(names))
         parts = work.map(inspect, inspect_tasks(files.by_slide, names))
@@ -251,16 +272,6 @@ def _genes(
     return matrix, stored_unit, notes
 
 
-def _changed(files: PatchFiles, existing: Existing | None, roll: Roll) -> tuple[set[str], set[str]]:
-    """Of the stored slides with a file here: those whose file's size or dates changed, and the others."""
-    changed, unchanged = set[str](), set[str]()
-    if existing is not None:
-        for slide_id in set(existing.slides) & set(files.by_slide) & set(roll.slides):
-            same = existing.sources.get(slide_id) == signature(files.by_slide[slide_id])
-            (unchanged if same else changed).add(slide_id)
-    return changed, unchanged
-
-
 def _compare(
     looked: dict[str, PatchSource | InputError], existing: Existing, roll: Roll, work: Work, bar: Progress
 ) -> set[str]:
@@ -307,10 +318,6 @@ def _nothing_lost(existing: Existing, roll: Roll) -> None:
                 found=f"{len(lost)} such {kind}s",
                 fix="correct the sources, or make a new store without them; adding takes nothing away",
             )
-
-
-def _new_splits(splits: pa.Table | None, existing: Existing) -> bool:
-    return splits is not None and bool(set(rows_of(splits)) - set(rows_of(existing.store.table("splits"))))
 
 
 def _coverage(roll: Roll, files: PatchFiles | None, matrix: GeneMatrix | None, existing: Existing | None) -> Coverage:

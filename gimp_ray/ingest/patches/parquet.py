@@ -60,8 +60,10 @@ def inspect(path: Path, slide_id: str) -> PatchSource:
 
 
 def _chunks(source: PatchSource, rows: int) -> Iterator[SourceChunk]:
-    with pq.ParquetFile(source.path, memory_map=True) as file:
+    with pq.ParquetFile(source.path) as file:
         layout = _layout(file)
+    # a map is faster, but the pages of all D columns would stay in memory beside the bag
+    with pq.ParquetFile(source.path, memory_map=len(layout.columns) == 1) as file:
         features, coords = _bag(file, layout), None
         if layout.coords is not None:
             table = file.read(columns=list(layout.coords), use_threads=False)

@@ -224,7 +224,7 @@ def check_same(file: str, before: dict[str, Any], sweep: SweepConfig) -> None:
         sweep: of this command.
     """
     free = [name for name, field in SweepConfig.model_fields.items() if field.json_schema_extra]
-    old, new = resolved(SweepConfig(**before)).model_dump(), resolved(sweep).model_dump()
+    old, new = resolved(build_sweep(before, file)).model_dump(), resolved(sweep).model_dump()
     changed = [key for key in new if key not in free and old[key] != new[key]]
     if changed:
         raise ConfigError(

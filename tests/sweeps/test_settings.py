@@ -154,6 +154,8 @@ def test_a_sweep_goes_on_under_its_own_settings_alone() -> None:
     for other in ({"scheduler": "median"}, {"preset": "margin"}):
         with pytest.raises(ConfigError, match="was begun with another"):
             check_same("sweep.yaml", saved, sweep.model_copy(update=other))
+    with pytest.raises(ConfigError, match="share_genes"):  # of an earlier version
+        check_same("sweep.yaml", saved | {"share_genes": True}, sweep)
 
 
 def test_the_written_file_is_a_sweeps_own(tmp_path: Path) -> None:

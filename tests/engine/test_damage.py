@@ -13,8 +13,9 @@ import yaml
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
+from gimp_ray import pipeline
 from gimp_ray.cli.commands import main
-from gimp_ray.engine.checkpoint import best_file, checkpoint_folders, read_state
+from gimp_ray.engine.checkpoint import adopt_checkpoint, best_file, checkpoint_folders, read_state
 from gimp_ray.runs.folder import RunFolder, read_json, write_json
 from gimp_ray.runs.model import load_weights
 from tests.conftest import TINY
@@ -205,3 +206,16 @@ def test_a_model_without_a_checksum_is_refused(trained: dict[str, RunFolder], tm
     run.model_card("finetune").write_text(json.dumps(card))
     answer = gimp("embed", "--run", run.path)
     assert answer.exit_code == 2 and "no checksum" in answer.output, answer.output
+
+
+def test_a_checkpoint_goes_on_under_other_settings_only_where_it_was_adopted(
+    trained: dict[str, RunFolder], tmp_path: Path
+) -> None:
+    run = copy_of(trained["half"], tmp_path / "run")
+    config = pipeline.load_run_config(run.path, {"genes.train.lr": 0.01})
+    answer = gimp("pretrain-genes", "--run", run.path, "--train.lr", "0.01")
+    assert answer.exit_code == 2 and "train.lr" in answer.output
+    adopt_checkpoint(run.checkpoints("genes"), pipeline.stage_inputs("genes", config))
+    answer = gimp("pretrain-genes", "--run", run.path, "--train.lr", "0.01")
+    assert answer.exit_code == 0, answer.output
+    assert not same_weights(run.model_file("genes"), trained["whole"].model_file("genes"))

@@ -270,6 +270,7 @@ class FeedConfig(Section):
         gt=0,
         description="largest size of a worker's cache; unset: half of its share of the memory free at the start",
     )
+    verify: bool = Field(False, description="compare every row group of patches with its checksum as it is read")
 
     @model_validator(mode="after")
     def _cached_where_read(self) -> FeedConfig:

@@ -44,13 +44,6 @@ class Existing:
         return {slide_id: row for row, slide_id in enumerate(self.store.slides["slide_id"].to_pylist())}
 
     @cached_property
-    def is_incomplete(self) -> bool:
-        """Whether a stored case lacks a label, slides or genes: such cases are kept then."""
-        manifest = self.store.manifest
-        known = ["label", *(name for name in ("patches", "rna") if name in manifest.modalities)]
-        return len(self.store.complete_cases(*known)) < manifest.num_cases
-
-    @cached_property
     def cases(self) -> frozenset[str]:
         """The stored cases."""
         return frozenset(self.store.cases["case_id"].to_pylist())

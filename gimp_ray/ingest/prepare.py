@@ -115,7 +115,7 @@ def prepare(
     if existing is not None:
         table = add.with_stored_rows(table, existing, () if files is None else files.by_slide)
     has_slides = sources.patches is not None or (existing is not None and existing.store.dim is not None)
-    keep = options.incomplete == "keep" or (existing is not None and existing.is_incomplete)
+    keep = options.incomplete == "keep" or (existing is not None and not existing.store.is_complete)
     roll = Roll(table, with_slides=has_slides, stems=() if files is None else files.by_slide, keep=keep)
     table, splits = roll.table, None
     if sources.splits is not None:

@@ -130,17 +130,13 @@ class Stage:
     @cached_property
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Case ids of `train`, `val` and `test`."""
-        split = self.store.split(self.config.split.scheme, self.config.split.fold)
-        parts = {"train": split.train, "val": split.val, "test": split.test}
-        needed = ("label", *("rna" if modality == "genes" else modality for modality in self.needs))
-        complete = set(self.store.complete_cases(*needed))
-        if len(complete) < self.store.manifest.num_cases:
-            kept = {name: tuple(case for case in cases if case in complete) for name, cases in parts.items()}
-            left_out = sum(map(len, parts.values())) - sum(map(len, kept.values()))
-            if left_out:
-                print(f"note: stage '{self.name}' leaves out {left_out:,} cases that lack {' or '.join(needed)}")
-            return kept
-        return parts
+        scheme, fold = self.config.split.scheme, self.config.split.fold
+        split = self.store.split(scheme, fold)
+        if not self.store.is_complete:
+            whole = self.store.split(scheme, fold, complete=False)
+            left_out = sum(len(one.train + one.val + one.test) * sign for one, sign in ((whole, 1), (split, -1)))
+            print(f"note: stage '{self.name}' leaves out {left_out:,} cases without a label, patches or expression")
+        return {"train": split.train, "val": split.val, "test": split.test}
 
     @cached_property
     def index(self) -> CohortIndex:
@@ -264,7 +260,7 @@ def open_store(config: Config) -> CohortStore:
             found="nothing",
             fix="add --store STORE, or store: in the config",
         )
-    return CohortStore.open(config.store)
+    return CohortStore.open(config.store, verify=config.feed.verify)
 
 
 def patients_of(store: CohortStore, case_ids: Iterable[str]) -> list[str]:

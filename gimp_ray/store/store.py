@@ -281,14 +281,27 @@ class CohortStore:
         """The columns of `cases` that say which of them have a vector modality."""
         return {f"has_{name}" for name in self.manifest.vectors} & set(self.cases.column_names)
 
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return ("label", *(name for name in (PATCHES, RNA) if name in self.manifest.modalities))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every case has a label, patches and expression, as far as the store holds these."""
+        return all(self.cases_with(kind).all() for kind in self._kinds)
+
     def complete_cases(self, *modalities: str) -> list[str]:
         """The cases that have all of `modalities` (`patches`, `rna`, ...; `label` counts as one), sorted."""
         rows = np.logical_and.reduce([self.cases_with(name) for name in modalities])
         complete: list[str] = self._index.case_column.filter(pa.array(rows)).to_pylist()
         return complete
 
-    def split(self, scheme: str, fold: int) -> Split:
+    def split(self, scheme: str, fold: int, complete: bool = True) -> Split:
         """The case ids of a fold, checked: known cases, and no patient in two parts.
+
+        Args:
+            scheme, fold: of splits.parquet.
+            complete: only the cases that have a label, patches and expression, as far as the store holds these.
 
         Raises:
             InputError: unknown scheme or fold, a patient in two parts (named), a case the store does not have.
@@ -297,7 +310,12 @@ class CohortStore:
         table = self._table("splits", index.manifest, where=[("scheme", "==", scheme), ("fold", "==", fold)])
         if not table.num_rows:
             table = self._table("splits", index.manifest)  # the refusal says what there is
-        return split_of(table, scheme, fold, index.cases, file=f"{self._path}/splits.parquet")
+        split = split_of(table, scheme, fold, index.cases, file=f"{self._path}/splits.parquet")
+        if not complete or self.is_complete:
+            return split
+        kept = set(self.complete_cases(*self._kinds))
+        parts = ([case for case in part if case in kept] for part in (split.train, split.val, split.test))
+        return Split(scheme, fold, *map(tuple, parts))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """A small table of the store as it is stored, such as `splits` or `sources`, or some columns of it.

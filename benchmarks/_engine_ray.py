@@ -23,7 +23,8 @@ from _engine_steps import own_memory
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 WORKER = "ray::RayTrainWorker"

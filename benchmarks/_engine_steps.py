@@ -82,8 +82,9 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
     from gimp_ray.engine import loop
     from gimp_ray.engine.protocol import World
     from gimp_ray.feed.batches import direct_batches
+    from gimp_ray.io.files import read_lines
     from gimp_ray.learn import GimpPretraining
-    from gimp_ray.runs.folder import RunFolder, read_lines
+    from gimp_ray.runs.folder import RunFolder
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if world > 1:

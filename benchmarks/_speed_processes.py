@@ -87,8 +87,9 @@ def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
     from gimp_ray.engine import loop
     from gimp_ray.engine.protocol import World
     from gimp_ray.feed.batches import direct_batches
+    from gimp_ray.io.files import read_lines
     from gimp_ray.learn import GimpPretraining
-    from gimp_ray.runs.folder import RunFolder, read_lines
+    from gimp_ray.runs.folder import RunFolder
 
     config = build_config(tree)
     task: Any = GimpPretraining(tree, str(config.run))

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from _store_files import Scale, make_store
 from _store_timing import alternate, environment, ratios, spread
 
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store import CohortStore
 
 IN_FLIGHT = 8
@@ -45,7 +45,7 @@ def measure(cohort: Path, folder: Path, scale: Scale) -> dict[str, Any] | None:
 def _rates(place: str, endpoint: str, scale: Scale) -> list[dict[str, Any]]:
     """The same windows by the store and the same ranges of bytes by plain clients, in turns."""
     store = CohortStore.open(place)
-    filesystem, root = places.resolve(place)
+    filesystem, root = storage.resolve(place)
     part = store.slides["file"][0].as_py()
     slides = store.slides.filter(pc.field("file") == part)["slide_id"].to_pylist()
     windows = _windows(slides, scale, scale.s3_windows)

@@ -20,20 +20,11 @@ from gimp_ray.engine.loop import Saving
 from gimp_ray.engine.trackers import require_trackers
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
-from gimp_ray.io.mirror import patient
-from gimp_ray.io.places import is_uri
+from gimp_ray.io.files import write_json, write_text
+from gimp_ray.io.storage import as_location, is_uri, waiting_for_storage
 from gimp_ray.learn import ContrastivePretraining, Finetuning, GenePretraining, GimpPretraining, Supervised, cohort_work
 from gimp_ray.learn.stage import Stage, open_store
-from gimp_ray.runs.folder import (
-    RunFolder,
-    as_place,
-    attempt,
-    environment,
-    timestamp,
-    unwritable,
-    write_json,
-    write_text,
-)
+from gimp_ray.runs.folder import RunFolder, attempt, environment, timestamp, unwritable
 from gimp_ray.runs.model import Inputs, read_card, refuse_changed
 from gimp_ray.store import CohortStore
 
@@ -294,7 +285,7 @@ def workers_of(config: Config) -> Workers:
 
 
 def _absolute(place: str | Path) -> str:
-    place = as_place(place)
+    place = as_location(place)
     return place if is_uri(place) else str(Path(place).resolve())
 
 
@@ -358,5 +349,5 @@ def _attempt(run: RunFolder, stages: list[str]) -> Iterator[dict[str, str]]:
                 f"note: the failure could not be noted in the run's record: {str(second).splitlines()[0]}", flush=True
             )
         raise
-    with patient():  # what was computed is there, and only its note would be lost
+    with waiting_for_storage():  # what was computed is there, and only its note would be lost
         run.update(change)

@@ -30,12 +30,13 @@ from gimp_ray.evaluation import (
     mean_pool,
 )
 from gimp_ray.feed.plan import index_cases
+from gimp_ray.io.files import whole_file, write_json
 from gimp_ray.learn.gene_side import needs_log
 from gimp_ray.learn.missing import has_both_sides, predict_from_cls, without
 from gimp_ray.learn.stage import patients_of
 from gimp_ray.learn.targets import Target, left_out, saved_target
 from gimp_ray.recipes import RECIPES
-from gimp_ray.runs.folder import RunFolder, whole_file, write_json
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import read_card
 from gimp_ray.store import CohortStore
 

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.runs.folder import read_json, write_json
+from gimp_ray.io.files import read_json, write_json
 from gimp_ray.runs.model import with_checksum
 from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import locks, places
+from gimp_ray.io import locks, storage
 
 HERE = "this-machine"
 
@@ -31,19 +31,19 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def left_by_another_machine(place: str, **more: object) -> None:
     holder = {"host": "a-node", "pid": 1, "started": 0.0, "since": "noon", "mark": "m", **more}
-    assert places.create(place, json.dumps(holder).encode())
+    assert storage.create(place, json.dumps(holder).encode())
 
 
 def read(place: str) -> dict[str, object]:
-    filesystem, path = places.resolve(place)
-    return dict(json.loads(places.read_bytes(filesystem, path)))
+    filesystem, path = storage.resolve(place)
+    return dict(json.loads(storage.read_bytes(filesystem, path)))
 
 
 def a_lock_that_stands_still_is_taken_over(place: str) -> None:
     left_by_another_machine(place, beat=7)
     with locks.held(place, busy) as killed:
         assert killed and read(place)["host"] == HERE
-    filesystem, path = places.resolve(place)
+    filesystem, path = storage.resolve(place)
     assert filesystem.get_file_info(path).type.name == "NotFound"
 
 
@@ -106,7 +106,7 @@ def test_a_holder_whose_lock_was_taken_over_ends(tmp_path: Path) -> None:
     )
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     left = json.dumps({"host": "elsewhere", "pid": 2, "started": 0.0, "mark": "another's", "beat": 0})
-    places.write_bytes(*places.resolve(str(place)), left.encode())
+    storage.write_bytes(*storage.resolve(str(place)), left.encode())
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1 and "took over" in said
     assert json.loads(place.read_text())["mark"] == "another's"

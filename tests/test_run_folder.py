@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from gimp_ray.errors import InputError
-from gimp_ray.runs.folder import RunFolder, environment, read_json, whole_file, whole_folder, write_json
+from gimp_ray.io.files import read_json, whole_file, whole_folder, write_json
+from gimp_ray.runs.folder import RunFolder, environment
 from gimp_ray.runs.model import load_weights, save_weights
 
 

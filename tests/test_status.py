@@ -91,7 +91,7 @@ def test_a_killed_run_is_silent_and_an_earlier_one_ended_without_a_word(tmp_path
     place = a_run(tmp_path / "a", [attempt(), attempt()], [line(1, loss=2.0)])
     at_work = run_status(place, now=NOW)
     assert at_work.state == "running"
-    assert at_work.failures == ("attempt 1: ended without a word: killed, or its machine failed",)
+    assert at_work.failures == ("attempt 1: ended without a recorded status (killed, or the machine failed)",)
     later = run_status(place, now=NOW + 3600)
     assert later.state == "silent" and len(later.failures) == 2
     assert "the same command goes on" in format_status(later)

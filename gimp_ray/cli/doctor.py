@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gimp_ray.io.reachable import listens
+from gimp_ray.io.net import is_port_open
 
 Status = Literal["PASS", "WARN", "FAIL"]
 Finding = tuple[Status, str, str]
@@ -240,7 +240,7 @@ def _s3_credentials() -> str | None:
 def _cluster(address: str | None) -> Finding:
     import ray
 
-    if address is not None and not listens(address):
+    if address is not None and not is_port_open(address):
         return (
             "FAIL",
             f"nobody listens at {address}",

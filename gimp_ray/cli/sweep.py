@@ -56,7 +56,7 @@ def sweep(
     from gimp_ray.experiments.search import read_sweep, search
     from gimp_ray.experiments.sweep import own_settings
     from gimp_ray.io.mirror import local_file
-    from gimp_ray.runs.folder import as_place
+    from gimp_ray.io.storage import as_location
 
     typed, overrides = own_settings(overrides_of(ctx.args))
     settings = plain_values(typed) | {key: value for key, value in given.items() if value is not None}
@@ -65,5 +65,5 @@ def sweep(
     overrides |= {key: value for key, value in {"store": store, "run": run_dir}.items() if value is not None}
     base, resolved = read_sweep(config, overrides, settings)
     search(base, resolved)
-    uri = as_place(str(base.run))
+    uri = as_location(str(base.run))
     click.echo(f"sweep: done, see {uri}/sweep.md, {uri}/trials.parquet and {uri}/best.yaml")

@@ -1,60 +1,36 @@
-"""One thing at a time done in a thread while training goes on, such as writing and uploading a checkpoint.
-
-An error comes out at the next call, where the one who asked can still act on it. Left out: more than one thing at a
-time, and results.
-"""
+"""One thing at a time done in a thread while training goes on, such as writing and uploading a checkpoint."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
 
 class Background:
-    """Does what it is given in a thread, one thing after another. As a context it waits at the end."""
+    """Runs functions in a thread, one after another; an error is raised at the next call. As a context it waits at the
+    end.
+    """
 
     def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gimp-background")
+        self._running: Future[None] | None = None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Wait for what was given before, then begin this.
-
-        Raises:
-            BaseException: what the work before failed with.
-        """
+        """Wait for the work before, raise what it failed with, else begin this."""
         self.wait()
-
-        def run() -> None:
-            try:
-                work()
-            except BaseException as error:  # raised again by the one who waits
-                self._error = error
-
-        self._thread = threading.Thread(target=run, name="gimp-background")
-        self._thread.start()
+        self._running = self._thread.submit(work)
 
     def wait(self) -> None:
-        """Until what was given is done.
-
-        Raises:
-            BaseException: what it failed with.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        """Wait until the work is done, and raise what it failed with."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
 
     def check(self) -> None:
-        """Raise what the work has failed with by now, without waiting.
-
-        Raises:
-            BaseException: that.
-        """
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        """Raise what the work has failed with by now, without waiting."""
+        if self._running is not None and self._running.done():
+            self.wait()
 
     def __enter__(self) -> Background:
         return self
@@ -65,3 +41,5 @@ class Background:
         except BaseException:
             if error is None:  # the first failure is what the user must see
                 raise
+        finally:
+            self._thread.shutdown()

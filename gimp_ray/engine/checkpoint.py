@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from gimp_ray.engine.protocol import TrainTask, World
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.runs.folder import RunFolder, read_json, whole_folder, write_json
+from gimp_ray.io.files import read_json, whole_folder, write_json
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import (
     Inputs,
     changed_inputs,

@@ -16,7 +16,7 @@ from gimp_ray.engine import stopping
 from gimp_ray.engine.loop import MEMORY_FIX
 from gimp_ray.engine.record import note_restart
 from gimp_ray.errors import GimpError
-from gimp_ray.io.mirror import patient
+from gimp_ray.io.storage import waiting_for_storage
 from gimp_ray.runs.folder import RunFolder
 
 # what Ray says when its memory monitor or the kernel ended a worker
@@ -45,7 +45,7 @@ class AfterFailures(ray.train.UserCallback):
         if 0 <= self.allowed <= self.failures:
             return
         reason = first_reason(worker_exceptions)
-        with patient():
+        with waiting_for_storage():
             if not note_restart(RunFolder(self.run), reason):
                 return
         self.failures += 1

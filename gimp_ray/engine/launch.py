@@ -26,9 +26,8 @@ from gimp_ray.engine.protocol import CohortWork, TrainTask, World
 from gimp_ray.engine.record import note_restart, note_stage, note_workers
 from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.batches import direct_batches, plan_dataset, shard_batches
-from gimp_ray.io.mirror import patient
-from gimp_ray.io.places import is_uri, resolve
-from gimp_ray.io.reachable import listens
+from gimp_ray.io.net import is_port_open
+from gimp_ray.io.storage import is_uri, resolve, waiting_for_storage
 from gimp_ray.runs.folder import RunFolder
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
@@ -109,7 +108,7 @@ def _run_here(jobs: list[Job], run: RunFolder, workers: Workers) -> str:
     return _go_through(jobs, run, workers.saving, world, make_batches, None)
 
 
-@patient()
+@waiting_for_storage()
 def _go_through(
     jobs: list[Job],
     run: RunFolder,
@@ -178,7 +177,7 @@ def _fit(jobs: list[Job], run: RunFolder, workers: Workers, report_epochs: bool)
             if isinstance(error, ray.train.WorkerGroupError) or 0 <= workers.max_failures < given_up:
                 raise failure(failures) from error
             reason = first_reason(failures)
-            with patient():
+            with waiting_for_storage():
                 note_restart(run, reason)
             print(f"the cluster gave up, trying again from the last checkpoint: {reason}", flush=True)
     return "preempted"
@@ -264,7 +263,7 @@ def start_ray(workers: Workers) -> None:
     if ray.is_initialized():
         return
     if address:
-        if not listens(address):
+        if not is_port_open(address):
             raise GimpError(
                 f"nobody listens at the Ray cluster's address {address}",
                 fix="check cluster.address and RAY_ADDRESS, and `ray status` on the head node",
@@ -325,7 +324,7 @@ def _planned_data(jobs: list[Job], run: str, read_in: str) -> Any:
 def _dataset(job: Job, run: str, world_size: int, read_in: str) -> Any:
     """A stage's dataset from its last checkpoint on."""
     folder, start = RunFolder(run), 0
-    with patient():
+    with waiting_for_storage():
         # on a machine that need not be a worker's
         folder.pull_models()
         if not folder.stage_done(job.name):
@@ -354,7 +353,7 @@ def _worker(config: dict[str, Any]) -> str:
     report = ray.train.report if config["report_epochs"] else None
     run, saving = RunFolder(config["run"]), Saving(**config["saving"])
     if world.rank == 0:
-        with patient():
+        with waiting_for_storage():
             note_workers(run, world.size)
     with stopping.watching(config["run"]) if world.rank == 0 else contextlib.nullcontext():
         return _go_through(config["jobs"], run, saving, world, make_batches, report)

@@ -20,7 +20,7 @@ from torch import Tensor
 from gimp_ray.engine.progress import ProgressLine
 from gimp_ray.engine.protocol import World
 from gimp_ray.engine.trackers import Sender, open_trackers, require_trackers, send
-from gimp_ray.runs.folder import read_lines, write_text
+from gimp_ray.io.files import read_lines, write_text
 
 
 def weigh(figures: dict[str, Tensor], weight: float = 1.0) -> dict[str, Tensor]:

@@ -46,8 +46,7 @@ from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.io.mirror import StorageError, patient
-from gimp_ray.io.places import patience
+from gimp_ray.io.storage import StorageError, timeout_s, waiting_for_storage
 from gimp_ray.runs.folder import RunFolder, unwritable
 from gimp_ray.runs.model import digest_of, load_weights, save_model, save_weights
 
@@ -411,7 +410,7 @@ def _write(stage: _Stage, step: int, tensors: Tensors, state: dict[str, Any]) ->
 def _try_to_bring(stage: _Stage, kept: list[Path] | None = None) -> None:
     """Bring what is here to a run in object storage; where that fails training goes on, and the next time brings it."""
     try:
-        with patient(0):
+        with waiting_for_storage(0):
             stage.run.push_stage(stage.task.name, kept)
     except StorageError as error:
         if not stage.behind:
@@ -437,13 +436,13 @@ def _bring(stage: _Stage) -> None:
     name, run = stage.task.name, stage.run
     kept = [*checkpoint_folders(run.checkpoints(name)), *run.stage(name).glob("best-epoch-*")]
     try:
-        with patient():
+        with waiting_for_storage():
             run.push_stage(name, kept if stage.behind else None)
     except StorageError as error:
         raise StorageError(
             f"what stage '{name}' wrote could not be brought to the storage",
             file=error.file,
-            expected=f"that the storage takes it within {patience():.0f} s",
+            expected=f"that the storage takes it within {timeout_s():.0f} s",
             found=error.found,
             fix=f"it is in {run.path} on this machine; see that the storage answers and that the credentials may write "
             "there, and give the same command, which goes on from what is in the bucket",

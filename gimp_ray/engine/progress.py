@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from gimp_ray.io.places import is_uri, resolve
+from gimp_ray.io.storage import is_uri, resolve
 from gimp_ray.runs.folder import RunFolder
 
 # seconds between two looks at a log, here and in object storage, and how long the end waits for a look that hangs

@@ -1,4 +1,4 @@
-"""The seam between the engine and what it trains: a task, its training settings, and work done once over a cohort.
+"""What the engine asks of what it trains: a task, its training settings, and work done once over a cohort.
 
 The engine knows no model, objective or config by name; whatever satisfies these protocols can be trained on it.
 """
@@ -16,6 +16,8 @@ from gimp_ray.feed.windows import Arrays
 
 Tensors = dict[str, Tensor]
 Record = dict[str, Any]
+# how a task is optimised: an object with the fields of `gimp_ray.config_training.TrainConfig`
+Settings = Any
 
 
 @dataclass(frozen=True)
@@ -25,45 +27,6 @@ class World:
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-class Settings(Protocol):
-    """How a task is optimised (`gimp_ray.config.TrainConfig` is one)."""
-
-    @property
-    def epochs(self) -> int: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def lookahead(self) -> int: ...
-    @property
-    def schedule(self) -> str: ...
-    @property
-    def warmup(self) -> float: ...
-    @property
-    def clip_norm(self) -> float: ...
-    @property
-    def accumulate(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def compile(self) -> bool: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def skip_bad_batches(self) -> int: ...
-    @property
-    def stop_after(self) -> int | None: ...
-    @property
-    def patience(self) -> int: ...
-    @property
-    def min_epochs(self) -> int: ...
 
 
 class TrainTask(Protocol):

@@ -19,7 +19,7 @@ from types import FrameType
 
 from pyarrow import fs as pafs
 
-from gimp_ray.io import places
+from gimp_ray.io import storage
 
 EXIT_CODE = 128 + signal.SIGTERM
 FLAG = ".stop"
@@ -93,14 +93,14 @@ def passing_on(run: str) -> Iterator[None]:
     Args:
         run: the run folder, a path or URI that they reach too.
     """
-    filesystem, root = places.resolve(run)
+    filesystem, root = storage.resolve(run)
     flag, over = f"{root}/{FLAG}", threading.Event()
 
     def pass_on() -> None:
         while not over.wait(POLL_S / 4):
             if asked():
                 with contextlib.suppress(OSError):
-                    places.write_bytes(filesystem, flag, b"SIGTERM\n")
+                    storage.write_bytes(filesystem, flag, b"SIGTERM\n")
                     return
 
     _remove(filesystem, flag)
@@ -117,14 +117,14 @@ def passing_on(run: str) -> Iterator[None]:
 
 def passed_on(run: str) -> bool:
     """Whether the command heard it and has put it into the run folder."""
-    filesystem, root = places.resolve(run)
+    filesystem, root = storage.resolve(run)
     return _is_there(filesystem, f"{root}/{FLAG}")
 
 
 @contextmanager
 def watching(run: str) -> Iterator[None]:
     """For the first worker: look for what `passing_on` leaves in the run folder while the block runs."""
-    filesystem, root = places.resolve(run)
+    filesystem, root = storage.resolve(run)
     flag, over = f"{root}/{FLAG}", threading.Event()
 
     def watch() -> None:

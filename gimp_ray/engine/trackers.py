@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gimp_ray.errors import ConfigError
-from gimp_ray.runs.folder import write_json
+from gimp_ray.io.files import write_json
 
 Figures = dict[str, float]
 

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from gimp_ray.engine.protocol import Tensors
-from gimp_ray.feed.ahead import closed_after, read_ahead
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
+from gimp_ray.io.ahead import closed_after, read_ahead
 
 PINNED_BATCHES = 2  # one is filled while the other is on its way
 

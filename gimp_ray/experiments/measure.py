@@ -23,9 +23,10 @@ from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.evaluation import METRICS, Truth, encode_labels, intervals_of
+from gimp_ray.io.files import whole_file
 from gimp_ray.learn.stage import open_store
 from gimp_ray.learn.targets import saved_target
-from gimp_ray.runs.folder import RunFolder, whole_file
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part, read_card, save_model
 from gimp_ray.scoring import cases_of
 from gimp_ray.store.splits import patient_column

@@ -16,7 +16,7 @@ from typing import Any
 
 from gimp_ray.errors import InputError
 from gimp_ray.experiments.space import Params
-from gimp_ray.io import places
+from gimp_ray.io import storage
 
 Record = dict[str, Any]
 FINISHED = ("done", "stopped", "failed")
@@ -41,8 +41,8 @@ def new_record(number: int, params: Params) -> Record:
 
 def read_records(sweep: str) -> list[Record]:
     """All records of a sweep, by number; none where it has not begun."""
-    filesystem, root = places.resolve(f"{sweep}/records")
-    names = places.awaited(filesystem, root, functools.partial(places.files_below, filesystem, root))
+    filesystem, root = storage.resolve(f"{sweep}/records")
+    names = storage.retry_read(filesystem, root, functools.partial(storage.files_below, filesystem, root))
     found = [read_record(sweep, name.removesuffix(".json")) for name in names if name.endswith(".json")]
     return sorted(found, key=lambda record: int(record["number"]))
 
@@ -54,8 +54,8 @@ def read_record(sweep: str, name: str) -> Record:
         InputError: the file is damaged.
     """
     file = f"{sweep}/records/{name}.json"
-    filesystem, path = places.resolve(file)
-    text = places.awaited(filesystem, path, functools.partial(places.read_bytes, filesystem, path))
+    filesystem, path = storage.resolve(file)
+    text = storage.retry_read(filesystem, path, functools.partial(storage.read_bytes, filesystem, path))
     try:
         record: Record = json.loads(text)
     except ValueError as error:
@@ -72,10 +72,10 @@ def write_record(sweep: str, record: Record) -> None:
 
 def write_file(uri: str, data: bytes) -> None:
     """Write a small file whole, in a folder that need not be there yet; `uri` is a path or URI."""
-    filesystem, path = places.resolve(uri)
-    if places.is_local(filesystem):
+    filesystem, path = storage.resolve(uri)
+    if storage.is_local(filesystem):
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-    places.awaited(filesystem, path, functools.partial(places.write_bytes, filesystem, path, data))
+    storage.retry_read(filesystem, path, functools.partial(storage.write_bytes, filesystem, path, data))
 
 
 def run_of(sweep: str, record: Record) -> str:

@@ -30,9 +30,10 @@ from gimp_ray.experiments.records import Record, best_of
 from gimp_ray.experiments.runs import with_changes
 from gimp_ray.experiments.space import LISTS, Dimension, dimensions
 from gimp_ray.experiments.sweep import SweepConfig, rungs_of, stage_of
+from gimp_ray.io.files import whole_file, write_json, write_text
 from gimp_ray.reports.figures import COLOURS, save_figure
 from gimp_ray.reports.tables import METRICS_OF, TRANSDUCTIVE, duration_text, interval_text, markdown_table
-from gimp_ray.runs.folder import RunFolder, whole_file, write_json, write_text
+from gimp_ray.runs.folder import RunFolder
 
 Row = dict[str, Any]
 BEST = 10

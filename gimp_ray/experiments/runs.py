@@ -23,7 +23,8 @@ from gimp_ray.config_files import (
 )
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.experiments.spec import RowSpec, TableSpec
-from gimp_ray.runs.folder import RunFolder, read_json
+from gimp_ray.io.files import read_json
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import changed_inputs, digest_of
 from gimp_ray.store import CohortStore
 

@@ -30,9 +30,10 @@ from gimp_ray.experiments.write import (
     rows_figure,
     tsne_panel,
 )
-from gimp_ray.io.places import is_uri
+from gimp_ray.io.files import write_json, write_text
+from gimp_ray.io.storage import as_location, is_uri
 from gimp_ray.reports.figures import save_figure
-from gimp_ray.runs.folder import RunFolder, as_place, write_json, write_text
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.store import CohortStore
 
 ROWS_FIGURE = "Rows with their 95 % confidence intervals; dotted the first row, hollow the paper's value"
@@ -77,7 +78,7 @@ def plan_table(table: TableSpec, out: str | Path) -> Planned:
             fix="add --store STORE, or base: {store: ...}",
         )
     store = CohortStore.open(str(store_path))
-    uri = as_place(out)
+    uri = as_location(out)
     uri = uri if is_uri(uri) else str(Path(uri).resolve())
     left_out = rows_left_out(table, store)
     kept = without_rows(table, left_out) if left_out else table

@@ -32,8 +32,9 @@ from gimp_ray.experiments.records import Record, finished, read_record, run_of, 
 from gimp_ray.experiments.runs import Step, encoder_of, shared_genes, why_missing, with_changes
 from gimp_ray.experiments.space import Params
 from gimp_ray.experiments.sweep import SweepConfig, rungs_of, stage_of
+from gimp_ray.io.files import read_json, write_json, write_text
 from gimp_ray.learn.stage import open_store
-from gimp_ray.runs.folder import RunFolder, read_json, write_json, write_text
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import refuse_changed
 
 BUSY = "another command is at work on this run"

@@ -29,7 +29,7 @@ from gimp_ray.experiments.records import Record, finished, last_value, new_recor
 from gimp_ray.experiments.space import Dimension, Params, clipped, identity
 from gimp_ray.experiments.sweep import SweepConfig, interval_of
 from gimp_ray.experiments.trial import Setting, run_trial
-from gimp_ray.io.places import is_uri
+from gimp_ray.io.storage import is_uri
 from gimp_ray.runs.folder import RunFolder
 
 KEPT = 4  # checkpoints that better trials of a population hand on

@@ -20,9 +20,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
-from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import Plan, Row
 from gimp_ray.feed.windows import Arrays
+from gimp_ray.io.ahead import read_ahead
 
 Batches = Generator[tuple[Row, Arrays], None, None]
 ReadIn = Literal["worker", "ray_data"]

@@ -23,7 +23,7 @@ from gimp_ray.ingest.patches.write import part_tasks, write_part
 from gimp_ray.ingest.prepare import Files, Prepared, Sources, prepare
 from gimp_ray.ingest.report import IngestPlan, IngestReport, kept_of
 from gimp_ray.ingest.work import Progress, Work, WorkPool
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store import publishing, tables
 from gimp_ray.store.check import check_store
 from gimp_ray.store.manifest import CHECKSUMS, FILE, Bag, Manifest, Vector
@@ -52,7 +52,7 @@ def plan_ingest(
     Raises:
         InputError: as `ingest_cohort`, apart from what only reading all of a patch file can show.
     """
-    options, place = options or IngestOptions(), places.absolute(out)
+    options, place = options or IngestOptions(), storage.absolute(out)
     sources = Sources(patches, genes, cases, splits, sample_sheet)
     before = _before(place, after_a_kill=True)
     try:
@@ -95,7 +95,7 @@ def ingest_cohort(
         InputError: contradicting or unusable sources, anything to be left out when strict, something else at `out`,
             another ingest at work there, or the store cannot be written. What was at `out` is as it was.
     """
-    options, place = options or IngestOptions(), places.absolute(out)
+    options, place = options or IngestOptions(), storage.absolute(out)
     sources = Sources(patches, genes, cases, splits, sample_sheet)
     try:
         with publishing.lock(place) as after_a_kill:
@@ -107,7 +107,7 @@ def ingest_cohort(
                 return _publish(prepared, place, options, work, bar)
     except (OSError, pa.ArrowException) as error:
         sources.refuse_unreadable(error)
-        fix = places.advice(places.resolve(place)[0], error) or "check free space and permissions there"
+        fix = storage.advice(storage.resolve(place)[0], error) or "check free space and permissions there"
         fix += "; nothing of this ingest was left behind"
         raise InputError("the store cannot be written", file=place, found=str(error), fix=fix) from error
 
@@ -132,12 +132,12 @@ def _publish(prepared: Prepared, place: str, options: IngestOptions, work: Work,
         publication = publishing.addition(place, before.store.manifest, in_use)
     with publication as folder:
         report, manifest = _write(prepared, folder, place, options, work, bar)
-        filesystem, root = places.resolve(folder)
+        filesystem, root = storage.resolve(folder)
         text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
         name = REPORT_FILE if manifest.revision == 1 else f"ingest_report.r{manifest.revision}.json"
-        places.write_bytes(filesystem, f"{root}/{name}", text.encode())
+        storage.write_bytes(filesystem, f"{root}/{name}", text.encode())
         check_store(folder, manifest=manifest).raise_if_bad()
-        places.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
+        storage.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
     return report
 
 

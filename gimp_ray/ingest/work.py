@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.io.reachable import listens
+from gimp_ray.io.net import is_port_open
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -129,7 +129,7 @@ class RayWork:
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         if not ray.is_initialized():
             local = self._address == "local"
-            if not local and not listens(self._address):
+            if not local and not is_port_open(self._address):
                 fix = "check --ray and RAY_ADDRESS, and `ray status` on the head node"
                 raise GimpError(f"nothing answers at the Ray cluster's address {self._address}", fix=fix)
             ray.init(address=self._address, logging_level="WARNING", log_to_driver=not local)

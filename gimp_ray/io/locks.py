@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.io import places
+from gimp_ray.io import storage
 
 Busy = Callable[[str], GimpError]
 Create = Callable[[str, bytes], bool]
@@ -35,7 +35,7 @@ SILENT_S = 90.0  # a lock whose number stands still for so long is nobody's
 
 
 @contextmanager
-def held(place: str, busy: Busy, create: Create = places.create) -> Iterator[bool]:
+def held(place: str, busy: Busy, create: Create = storage.create) -> Iterator[bool]:
     """Hold the lock file `place` while the block runs; True where its last holder was killed.
 
     Args:
@@ -68,26 +68,26 @@ def held(place: str, busy: Busy, create: Create = places.create) -> Iterator[boo
     finally:
         over.set()
         beating.join(BEAT_S)  # it may wait for a storage that does not answer
-        filesystem, path = places.resolve(place)
+        filesystem, path = storage.resolve(place)
         with contextlib.suppress(OSError):
             filesystem.delete_file(path)
 
 
 def _beat(place: str, me: dict[str, Any], over: threading.Event) -> None:
     """Count up in the lock until the block is over; a storage that does not answer is asked again at the next beat."""
-    filesystem, path = places.resolve(place)
+    filesystem, path = storage.resolve(place)
     while not over.wait(BEAT_S):
         with contextlib.suppress(OSError, ValueError):
-            if json.loads(places.read_bytes(filesystem, path)).get("mark") != me["mark"]:
+            if json.loads(storage.read_bytes(filesystem, path)).get("mark") != me["mark"]:
                 print(f"error: another command took over {place} while this one stood still", file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(1)
             me["beat"] += 1
-            places.write_bytes(filesystem, path, json.dumps(me).encode())
+            storage.write_bytes(filesystem, path, json.dumps(me).encode())
 
 
 def creating(file: str, what: str) -> Create:
-    """`places.create` that says what to do where an object storage refuses or does not answer.
+    """`storage.create` that says what to do where an object storage refuses or does not answer.
 
     Args:
         file: the store or run concerned.
@@ -96,9 +96,9 @@ def creating(file: str, what: str) -> Create:
 
     def create(place: str, text: bytes) -> bool:
         try:
-            return places.create(place, text)
+            return storage.create(place, text)
         except OSError as error:
-            fix = places.advice(places.resolve(place)[0], error)
+            fix = storage.advice(storage.resolve(place)[0], error)
             if fix is None:
                 raise
             raise InputError(what, file=file, found=str(error), fix=fix) from error
@@ -121,9 +121,9 @@ def folder_made(folder: Path) -> Iterator[None]:
 
 def _take_over(place: str, busy: Busy) -> None:
     """Remove a lock whose process is gone; refuse while it may be alive."""
-    filesystem, path = places.resolve(place)
+    filesystem, path = storage.resolve(place)
     try:
-        text = places.read_bytes(filesystem, path)
+        text = storage.read_bytes(filesystem, path)
         holder = json.loads(text)
         host, pid, started = str(holder["host"]), int(holder["pid"]), float(holder["started"])
     except FileNotFoundError:
@@ -137,7 +137,7 @@ def _take_over(place: str, busy: Busy) -> None:
     elif _alive(pid, started):
         raise busy(f"process {pid} on this machine, since {holder.get('since')}")
     with contextlib.suppress(FileNotFoundError):
-        if places.read_bytes(filesystem, path) != text:  # another one was faster
+        if storage.read_bytes(filesystem, path) != text:  # another one was faster
             raise busy("another process that has just begun")
         filesystem.delete_file(path)
 
@@ -145,12 +145,12 @@ def _take_over(place: str, busy: Busy) -> None:
 def _changes(place: str, text: bytes, who: str) -> bool:
     """Whether a lock changes while one looks at it for as long as a living holder would need."""
     print(f"note: waiting {SILENT_S:.0f} s to see whether {who} still holds {place}", flush=True)
-    filesystem, path = places.resolve(place)
+    filesystem, path = storage.resolve(place)
     until = time.monotonic() + SILENT_S
     while time.monotonic() < until:
         time.sleep(min(BEAT_S, SILENT_S) / 5)
         with contextlib.suppress(OSError):
-            if places.read_bytes(filesystem, path) != text:
+            if storage.read_bytes(filesystem, path) != text:
                 return True
     return False
 

@@ -1,17 +1,13 @@
-"""A run folder in object storage: its copy on this machine, and what travels between the two.
+"""A run folder in object storage: its copy on this machine, and the transfer of files between the two.
 
-The bucket is the run, the copy a cache: `pull` makes files here what they are there, `push` brings there what changed
-here. An object appears whole or not at all, and the file that says that others are whole (a checkpoint's state, a
-stage's weights) goes last. Errors that may pass are tried again by the storage's own client, with back-off, and after
-that, inside a block of `patient`, until the storage is back.
-
-Which files travel when is `gimp_ray/runs/folder.py`'s business. Left out: stores (`gimp_ray/io/places.py`).
+The bucket is the run, the copy a cache: `pull` makes files here what they are there, `push` uploads what changed here.
+An object appears whole or not at all, and the file that says that others are whole (a checkpoint's state, a stage's
+weights) goes last. Which files are transferred when is decided in `gimp_ray/runs/folder.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import fcntl
 import functools
 import hashlib
@@ -21,22 +17,14 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.io import places
-from gimp_ray.io.places import is_uri
-from gimp_ray.runs.folder import as_place, whole_file, write_json
+from gimp_ray.io.files import whole_file, write_json
+from gimp_ray.io.storage import StorageError, as_location, fsspec_of, is_uri, retry
 
 Match = Callable[[str], bool]
 Index = dict[str, tuple[str, list[int]]]
-Answer = TypeVar("Answer")
-
-# tries of one request, waiting 0.5 + 1 + 2 + ... s on average and 20 s at most: about a minute
-ATTEMPTS = 10
-# s3fs tries a throttled request and a body that broke off this often on top of that
-TRIES = 3
-CONNECT_TIMEOUT_S = 10.0
 
 # what a kept checkpoint's folder is whole by, and a stage's end; written last, removed first
 MARKER = "state.json"
@@ -45,26 +33,6 @@ _CHECKPOINT = re.compile(r"(^|/)checkpoints/step-[^/]*/")
 _OWN = re.compile(r"^(ray|tune)/|(^|/)\.|(^|/)damaged-")
 # written by one process for people alone, and never read again: not worth bringing back
 _ONE_WAY = re.compile(r"(^|/)tensorboard/")
-
-
-class StorageError(GimpError):
-    """The storage did not do what was asked of it, however often it was asked."""
-
-
-_seconds: contextvars.ContextVar[float] = contextvars.ContextVar("seconds", default=0.0)
-
-
-@contextlib.contextmanager
-def patient(seconds: float | None = None) -> Iterator[None]:
-    """In the block, a storage that does not answer is waited for: so long, or as `places.patience()` says.
-
-    It holds for this thread. Without it a failure is raised when the storage's client gives up, after about a minute.
-    """
-    before = _seconds.set(places.patience() if seconds is None else seconds)
-    try:
-        yield
-    finally:
-        _seconds.reset(before)
 
 
 class RunMirror:
@@ -98,7 +66,7 @@ class RunMirror:
         Raises:
             StorageError: the storage could not be listed or read.
         """
-        return self._awaited(functools.partial(self._pull, wanted))
+        return retry(lambda: self._pull(wanted), self.uri)
 
     def _pull(self, wanted: Match) -> set[str]:
         with self._held() as index:
@@ -121,7 +89,7 @@ class RunMirror:
         Raises:
             StorageError: an object could not be written.
         """
-        self._awaited(functools.partial(self._push, wanted))
+        retry(lambda: self._push(wanted), self.uri)
 
     def _push(self, wanted: Match) -> None:
         with self._held() as index:
@@ -143,11 +111,7 @@ class RunMirror:
         Raises:
             StorageError: the storage could not be listed, or an object not removed.
         """
-        self._awaited(functools.partial(self._remove_all, unwanted))
-
-    def _awaited(self, work: Callable[[], Answer]) -> Answer:
-        """Do what may be done again from its beginning; what was done already is known, and not done twice."""
-        return places.asked_again(work, _may_pass, self.uri, _seconds.get())
+        retry(lambda: self._remove_all(unwanted), self.uri)
 
     def _remove_all(self, unwanted: Match) -> None:
         with self._held() as index:
@@ -240,7 +204,7 @@ class RunMirror:
 
     @functools.cached_property
     def _remote(self) -> tuple[Any, str]:
-        return _filesystem(self.uri)
+        return fsspec_of(self.uri)
 
 
 def cache_folder() -> Path:
@@ -256,7 +220,7 @@ def local_file(place: str | Path) -> Path:
         InputError: there is no such object.
         StorageError: it could not be read.
     """
-    place = as_place(place)
+    place = as_location(place)
     if not is_uri(place):
         return Path(place)
     folder, _, name = place.rpartition("/")
@@ -268,13 +232,13 @@ def local_file(place: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def placed_file(place: str | Path) -> Iterator[Path]:
+def new_file(place: str | Path) -> Iterator[Path]:
     """A path aside to write to; it becomes `place`, here or in object storage, when the block ends well.
 
     Raises:
         StorageError: the object could not be written.
     """
-    place = as_place(place)
+    place = as_location(place)
     if not is_uri(place):
         with whole_file(Path(place)) as aside:
             yield aside
@@ -282,34 +246,9 @@ def placed_file(place: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         aside = Path(folder) / PurePosixPath(place).name
         yield aside
-        filesystem, path = _filesystem(place)
+        filesystem, path = fsspec_of(place)
         with _asked("an object cannot be written", place):
             filesystem.put_file(str(aside), path)
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    """fsspec's file system of a URI, and the path on it. It keeps no listings: other machines write there too."""
-    import fsspec
-
-    options: dict[str, Any] = {"use_listings_cache": False}
-    s3 = uri.startswith(("s3://", "s3a://"))
-    if s3:
-        # AWS_RETRY_MODE and AWS_MAX_ATTEMPTS are the user's, and botocore reads them where nothing is said here
-        retries: dict[str, Any] = {} if os.environ.get("AWS_RETRY_MODE") else {"mode": "standard"}
-        retries |= {} if os.environ.get("AWS_MAX_ATTEMPTS") else {"total_max_attempts": ATTEMPTS}
-        options["config_kwargs"] = {"retries": retries, "connect_timeout": CONNECT_TIMEOUT_S}
-    try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **options)
-    except (ImportError, ValueError) as error:
-        raise InputError(
-            "this place cannot be used",
-            file=uri,
-            found=str(error),
-            fix="give a local path or s3://bucket/folder, or install the package that reads this protocol",
-        ) from None
-    if s3:
-        filesystem.retries = TRIES
-    return filesystem, str(path)
 
 
 @contextlib.contextmanager
@@ -327,13 +266,6 @@ def _asked(what: str, place: str) -> Iterator[None]:
             "the same command then goes on from what is in the bucket"
         )
         raise StorageError(what, file=place, found=f"{type(error).__name__}: {str(error)[:300]}", fix=fix) from error
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether a storage may do later what it did not do, and not for want of rights or of a bucket."""
-    cause = error.__cause__
-    lasting = cause is None or isinstance(cause, FileNotFoundError | PermissionError)
-    return isinstance(error, StorageError) and not lasting and "Credential" not in type(cause).__name__
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gimp_ray.config import Config
 from gimp_ray.engine.protocol import Record
 from gimp_ray.errors import InputError
-from gimp_ray.io.mirror import placed_file
+from gimp_ray.io.mirror import new_file
 from gimp_ray.learn.scores import by_case
 from gimp_ray.learn.targets import Target, known_parts
 from gimp_ray.store import CohortStore
@@ -74,7 +74,7 @@ def write_cases(out: str, records: Sequence[Record], part_of: Mapping[str, str |
         columns |= target.truths(ids)
         predictions = np.array([record["predictions"] for record in ordered], np.float64)
         columns |= {name: pa.array(predictions[:, number]) for number, name in enumerate(target.columns)}
-    with placed_file(out) as aside:
+    with new_file(out) as aside:
         pq.write_table(pa.table(columns), aside)
 
 

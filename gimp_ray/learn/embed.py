@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from gimp_ray.config import Config
 from gimp_ray.config_files import build_config
 from gimp_ray.engine.protocol import Record, World
-from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.feed.windows import each_bag
+from gimp_ray.io.ahead import read_ahead
 from gimp_ray.io.mirror import local_file
 from gimp_ray.learn.case_tables import parts_of, write_cases
 from gimp_ray.learn.gene_side import encode_cases

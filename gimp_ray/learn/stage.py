@@ -25,7 +25,8 @@ from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.cache import open_cache
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.feed.windows import BagCache
-from gimp_ray.io.mirror import StorageError, local_file
+from gimp_ray.io.mirror import local_file
+from gimp_ray.io.storage import StorageError
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import Inputs, digest_of, read_card, sha256_of, trained_on
 from gimp_ray.store import CohortStore

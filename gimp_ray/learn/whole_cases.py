@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from gimp_ray.config import FeedConfig
 from gimp_ray.engine.protocol import Tensors
-from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.feed.windows import BagCache, each_bag
+from gimp_ray.io.ahead import read_ahead
 from gimp_ray.learn.gene_values import CHUNK, read_columns
 from gimp_ray.learn.stage import in_chunks
 from gimp_ray.store import CohortStore

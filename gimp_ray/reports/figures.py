@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.manifold import TSNE
 
 from gimp_ray.evaluation import kaplan_meier
-from gimp_ray.runs.folder import whole_file
+from gimp_ray.io.files import whole_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 PART_MARKERS = {"train": ("o", 18, 0.35), "val": ("^", 34, 0.8), "test": ("s", 34, 0.95)}

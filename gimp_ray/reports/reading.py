@@ -13,8 +13,9 @@ import yaml
 from numpy.typing import NDArray
 
 from gimp_ray.errors import InputError
-from gimp_ray.io.places import is_uri
-from gimp_ray.runs.folder import STAGES, RunFolder, read_json, read_lines
+from gimp_ray.io.files import read_json, read_lines
+from gimp_ray.io.storage import is_uri
+from gimp_ray.runs.folder import STAGES, RunFolder
 
 Lines = list[dict[str, Any]]
 

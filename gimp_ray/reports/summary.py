@@ -10,11 +10,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from gimp_ray.io.files import read_json, write_text
 from gimp_ray.recipes import RECIPES
 from gimp_ray.reports import tables
 from gimp_ray.reports.figures import confusion_figure, curves_figure, save_figure, survival_figure, tsne_figure
 from gimp_ray.reports.reading import RunData, read_run, vectors
-from gimp_ray.runs.folder import STAGES, RunFolder, read_json, write_text
+from gimp_ray.runs.folder import STAGES, RunFolder
 
 EMBEDDING_TITLES = {
     "pretrain": "CLS_pat after pre-training, by case",

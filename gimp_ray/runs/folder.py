@@ -15,7 +15,6 @@ import contextlib
 import errno
 import functools
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -23,19 +22,17 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.io import locks
-from gimp_ray.io.places import is_uri
-
-if TYPE_CHECKING:
-    from gimp_ray.io.mirror import RunMirror
+from gimp_ray.io.files import read_json, write_json
+from gimp_ray.io.mirror import RunMirror
+from gimp_ray.io.storage import as_location, is_uri
 
 LOCK = ".run.lock"
 STAGES = ("genes", "pretrain", "finetune")
@@ -65,11 +62,9 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.place = as_place(path)
+        self.place = as_location(path)
         self._mirror: RunMirror | None = None
         if is_uri(self.place):
-            from gimp_ray.io.mirror import RunMirror  # needs this file
-
             self._mirror = RunMirror(self.place)
         self.path = Path(self.place) if self._mirror is None else self._mirror.folder
 
@@ -216,11 +211,11 @@ def unwritable(place: str | Path) -> Iterator[None]:
     except GimpError:
         raise
     except Exception as error:  # safetensors and torch have errors of their own, with the system's number in the text
-        fix = _disk_advice(error, as_place(place))
+        fix = _disk_advice(error, as_location(place))
         if fix is None:
             raise
         raise InputError(
-            "the run folder cannot be written", file=as_place(place), found=str(error).splitlines()[0], fix=fix
+            "the run folder cannot be written", file=as_location(place), found=str(error).splitlines()[0], fix=fix
         ) from error
 
 
@@ -233,15 +228,6 @@ def _disk_advice(error: BaseException, place: str) -> str | None:
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) and concerned.startswith(place):
         return "check who may write to the folder, or give another run folder"
     return None
-
-
-def as_place(path: str | Path) -> str:
-    """A path or URI as a string, whole again where a `Path` took a slash from a URI; `file://` is a local path."""
-    text = str(path)
-    if isinstance(path, PurePath):
-        text = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)", r"\1://", text)
-    text = text.removeprefix("file://") if text.startswith("file:///") else text
-    return text.rstrip("/") if is_uri(text) else str(Path(text))
 
 
 def _is_record(name: str) -> bool:
@@ -260,68 +246,6 @@ def _is_inside(name: str) -> bool:
     """Whether a file matters only while its stage trains."""
     _, _, rest = name.partition("/")
     return rest.startswith(("checkpoints/", "best-epoch-"))
-
-
-def write_json(file: Path, tree: Any) -> None:
-    write_text(file, json.dumps(tree, indent=2, sort_keys=False) + "\n")
-
-
-def read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:  # of JSON, or of bytes that are no text
-        raise InputError(
-            "the file is not valid JSON", file=file, found=str(error), fix="restore it, or start a new run folder"
-        ) from None
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """Lines of a metrics log; a torn last line, left by a run that was killed, ends it."""
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-def write_text(file: Path, text: str) -> None:
-    with whole_file(file) as aside:
-        aside.write_text(text)
-
-
-@contextmanager
-def whole_file(file: Path) -> Iterator[Path]:
-    """A path aside to write to; it takes `file`'s name when the block ends well and is removed when it does not."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        _sync(aside)
-        aside.chmod(0o644)
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder aside to fill; it takes `folder`'s name when the block ends well and is removed when it does not."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield aside
-        for file in aside.iterdir():
-            _sync(file)
-        aside.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def environment() -> dict[str, Any]:
@@ -367,8 +291,3 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.runs.folder import read_json, whole_file, write_json
+from gimp_ray.io.files import read_json, whole_file, write_json
 
 Inputs = dict[str, Any]
 AGAIN = "copy the weights and the card again from where they are whole, or run the stage that makes them"

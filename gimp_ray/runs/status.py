@@ -25,8 +25,9 @@ from gimp_ray.config import Config
 from gimp_ray.config_files import build_config
 from gimp_ray.engine.progress import duration
 from gimp_ray.errors import GimpError, InputError
-from gimp_ray.io.places import advice, read_bytes, resolve
-from gimp_ray.runs.folder import STAGES, as_place
+from gimp_ray.io.files import parse_lines
+from gimp_ray.io.storage import advice, as_location, read_bytes, resolve
+from gimp_ray.runs.folder import STAGES
 
 # a run that writes nothing for so long is called silent, unless its own lines are further apart
 SILENT_S = 600.0
@@ -115,7 +116,7 @@ def run_status(place: str, now: float | None = None) -> RunStatus:
     Raises:
         InputError: there is no such folder, it is no run's, its record cannot be read, or the storage does not answer.
     """
-    place = as_place(place)
+    place = as_location(place)
     folder = _Folder(place)
     names = folder.names("")
     if not any(not name.startswith(".") for name in names):
@@ -249,7 +250,7 @@ def _stage(folder: _Folder, names: set[str], stage: str, config: Config | None, 
     """How far a stage is; None for one that nobody began or asked for."""
     done = {f"{stage}.safetensors", f"{stage}.json"} <= names
     inside = folder.names(stage) if stage in names else set()
-    lines = _lines(folder.text(f"{stage}/metrics.jsonl")) if "metrics.jsonl" in inside else []
+    lines = parse_lines(folder.text(f"{stage}/metrics.jsonl")) if "metrics.jsonl" in inside else []
     checkpoints = folder.names(f"{stage}/checkpoints") if "checkpoints" in inside else set()
     saved = [int(name[5:]) for name in checkpoints if name.startswith("step-") and name[5:].isdigit()]
     if not (done or inside or asked):
@@ -273,17 +274,6 @@ def _stage(folder: _Folder, names: set[str], stage: str, config: Config | None, 
         logged=last.get("time"),
         eta=step.get("eta"),
     )
-
-
-def _lines(text: str) -> list[dict[str, Any]]:
-    """Lines of a log; a torn last one, of a run that is writing or was killed, ends it."""
-    lines = []
-    for one in text.splitlines():
-        try:
-            lines.append(json.loads(one))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 def _newest(lines: list[dict[str, Any]], kind: str) -> dict[str, Any]:
@@ -328,7 +318,7 @@ def _failures(attempts: tuple[dict[str, Any], ...], state: str) -> Iterable[str]
         if status.startswith("failed: "):
             yield f"attempt {number}: {status.removeprefix('failed: ').rstrip(': ')}"
         elif status == "running" and (not newest or state == "silent"):
-            yield f"attempt {number}: ended without a word: killed, or its machine failed"
+            yield f"attempt {number}: ended without a recorded status (killed, or the machine failed)"
 
 
 def format_status(status: RunStatus, now: float | None = None) -> str:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store.dtypes import not_finite, width
 from gimp_ray.store.manifest import (
     FILE,
@@ -95,9 +95,9 @@ def check_store(path: str | os.PathLike[str], deep: bool = False, manifest: Mani
         deep: read every patch too.
         manifest: what the store is to be; its own manifest by default (ingest checks before it publishes one).
     """
-    path, findings = places.absolute(path), list[Finding]()
+    path, findings = storage.absolute(path), list[Finding]()
     try:
-        filesystem, root = places.resolve(path)
+        filesystem, root = storage.resolve(path)
         if manifest is None:
             manifest = read_manifest(filesystem, root, verify=False)
             try:
@@ -147,7 +147,7 @@ class _Check:
 
     def _fail(self, problems: list[str], file: str, fine: str | None = None) -> None:
         """A FAIL for every problem; one PASS, if there is something to say, where there is none."""
-        name = places.join(self._path, file)
+        name = storage.join(self._path, file)
         self._findings += [Finding(FAIL, problem, name, REPAIR) for problem in problems]
         if fine and not problems:
             self._findings.append(Finding(PASS, fine))
@@ -201,7 +201,7 @@ class _Check:
         self._fail(problems, "cases.parquet", f"cases: {cases.num_rows:,}, {known}")
         if len(manifest.classes) < 2:
             what = f"one class only ({', '.join(manifest.classes)}): nothing to tell apart"
-            self._findings.append(Finding(WARN, what, places.join(self._path, "cases.parquet")))
+            self._findings.append(Finding(WARN, what, storage.join(self._path, "cases.parquet")))
 
     def _vector(self, modality: str, features: pa.Table | None, cases: pa.Table | None) -> None:
         """The features and the values of a vector modality; the values are read in blocks, once."""
@@ -252,7 +252,7 @@ class _Check:
                 fix = "ingest with at least three patients, or with a split table"
                 self._findings.append(Finding(WARN, "no split is stored", self._path, fix))
             return
-        problems, path = [], places.join(self._path, "splits.parquet")
+        problems, path = [], storage.join(self._path, "splits.parquet")
         try:
             check_table(splits, path, cases)
         except InputError as error:
@@ -310,9 +310,9 @@ class _Check:
     def _members(self) -> None:
         """A merged store uses the part files of others: they must be what they were."""
         for member, fingerprint in sorted(self._manifest.members.items()):
-            where = places.join(self._path, member)
+            where = storage.join(self._path, member)
             try:
-                found = read_manifest(*places.resolve(where)).fingerprint
+                found = read_manifest(*storage.resolve(where)).fingerprint
             except InputError as error:
                 found = error.what
             if found == fingerprint:
@@ -325,11 +325,11 @@ class _Check:
     def _orphans(self, slides: pa.Table | None) -> None:
         known = {FILE, *self._manifest.tables, *self._manifest.superseded}
         known |= set(slides["file"].unique().to_pylist()) if slides is not None else set()
-        found = places.files_below(self._filesystem, self._root)
+        found = storage.files_below(self._filesystem, self._root)
         orphans = [name for name in found if name not in known and not _OPTIONAL_FILES.fullmatch(name)]
         if orphans:
             what = f"{len(orphans)} files do not belong to the store: {', '.join(orphans[:10])}"
-            self._findings.append(Finding(WARN, what, places.join(self._path, orphans[0]), "remove them"))
+            self._findings.append(Finding(WARN, what, storage.join(self._path, orphans[0]), "remove them"))
 
 
 def _disorder(keys: tuple[str, ...]) -> str:

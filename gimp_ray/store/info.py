@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store.manifest import RNA, Bag, Manifest
 from gimp_ray.store.schema import table_schema
 from gimp_ray.store.splits import PARTS
@@ -169,7 +169,7 @@ def store_info(path: str | os.PathLike[str]) -> StoreInfo:
         InputError: there is no store, or a table is damaged.
     """
     store = CohortStore.open(path)
-    manifest, where = store.manifest, places.resolve(store.path)
+    manifest, where = store.manifest, storage.resolve(store.path)
     has_patches = manifest.dim is not None
     sizes = store.slide_sizes
     per_slide = sizes["n_patches"].to_numpy()
@@ -253,7 +253,7 @@ def _sizes(filesystem: pafs.FileSystem, root: str, names: Iterable[str]) -> dict
         by_folder.setdefault((posixpath.dirname(base), query), []).append(name)
     sizes: dict[str, int | None] = {}
     for some in by_folder.values():
-        where, path = places.resolve(some[0]) if places.is_uri(some[0]) else (filesystem, places.join(root, some[0]))
+        where, path = storage.resolve(some[0]) if storage.is_uri(some[0]) else (filesystem, storage.join(root, some[0]))
         listed = where.get_file_info(pafs.FileSelector(posixpath.dirname(path), allow_not_found=True))
         found = {info.base_name: info.size for info in listed if info.type == pafs.FileType.File}
         for name in some:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store.schema import LAYOUT_VERSION, READABLE_LAYOUTS, table_schema
 
 FORMAT = "gimp-ray cohort store"
@@ -151,15 +151,15 @@ def read_manifest(filesystem: pafs.FileSystem, root: str, verify: bool = True) -
     except FileNotFoundError:
         raise InputError(
             "this is not a cohort store: it has no manifest",
-            file=places.named(filesystem, path),
+            file=storage.display_uri(filesystem, path),
             expected="a folder written by `gimp ingest`",
             found=_instead(filesystem, root),
             fix="give the path of a store, or make one with `gimp ingest`",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        what, fix = "the store's manifest cannot be read", places.advice(filesystem, error)
-        raise InputError(what, file=places.named(filesystem, path), found=str(error), fix=fix) from error
-    return parse_manifest(text, places.named(filesystem, path), verify)
+        what, fix = "the store's manifest cannot be read", storage.advice(filesystem, error)
+        raise InputError(what, file=storage.display_uri(filesystem, path), found=str(error), fix=fix) from error
+    return parse_manifest(text, storage.display_uri(filesystem, path), verify)
 
 
 def parse_manifest(text: str, path: str, verify: bool = True) -> Manifest:

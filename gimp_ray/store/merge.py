@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from gimp_ray.errors import ConfigError, InputError
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store import merge_fit, publishing, tables
 from gimp_ray.store.check import check_store
 from gimp_ray.store.manifest import CHECKSUMS, FILE, RNA, Bag, Manifest, Vector
@@ -254,11 +254,11 @@ class _Merge:
             options=options,
             notes=tuple(self.notes),
         )
-        filesystem, root = places.resolve(folder)
+        filesystem, root = storage.resolve(folder)
         text = json.dumps(report.to_json(), indent=1, ensure_ascii=False, default=str) + "\n"
-        places.write_bytes(filesystem, f"{root}/{REPORT_FILE}", text.encode())
+        storage.write_bytes(filesystem, f"{root}/{REPORT_FILE}", text.encode())
         check_store(folder, manifest=manifest).raise_if_bad()
-        places.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
+        storage.write_bytes(filesystem, f"{root}/{FILE}", manifest.to_json().encode())
         return report
 
     def _unite(self) -> None:

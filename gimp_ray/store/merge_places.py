@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from gimp_ray.io import places
+from gimp_ray.io import storage
 
 
 def canonical(place: str | os.PathLike[str]) -> str:
     """An absolute local path, or a URI, without `..`, without a slash at its end; a `file://` URI is a local path."""
-    text = places.absolute(place)
-    if not places.is_uri(text):
+    text = storage.absolute(place)
+    if not storage.is_uri(text):
         return text
     if text.startswith("file://"):
         return str(Path(unquote(urlsplit(text).path)).absolute())
@@ -26,9 +26,9 @@ def canonical(place: str | os.PathLike[str]) -> str:
 
 def below(place: str, name: str) -> str:
     """What a store at `place` calls `name`: a relative name, an absolute path or a URI; canonical."""
-    if places.is_uri(name) or name.startswith("/"):
+    if storage.is_uri(name) or name.startswith("/"):
         return canonical(name)
-    if not places.is_uri(place):
+    if not storage.is_uri(place):
         return posixpath.normpath(posixpath.join(place, name))
     parts = urlsplit(place)
     path = posixpath.normpath(posixpath.join("/" + parts.path.lstrip("/"), name)).rstrip("/")
@@ -37,7 +37,7 @@ def below(place: str, name: str) -> str:
 
 def name_from(target: str, start: str) -> str:
     """How a store at `start` names `target` (both canonical): relative on one disk or in one bucket, else a URI."""
-    local = [not places.is_uri(place) for place in (target, start)]
+    local = [not storage.is_uri(place) for place in (target, start)]
     if all(local):
         return posixpath.relpath(target, start)
     if any(local):
@@ -51,7 +51,7 @@ def name_from(target: str, start: str) -> str:
 def inside(place: str, folder: str) -> bool:
     """Whether `place` is `folder` or lies in it (both canonical)."""
     name = name_from(place, folder)
-    return not places.is_uri(name) and name.split("/")[0] != ".."
+    return not storage.is_uri(name) and name.split("/")[0] != ".."
 
 
 def short_names(found: Sequence[str]) -> list[str]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store.dtypes import STORED, width
 from gimp_ray.store.schema import ROW_GROUP_ROWS, table_schema
 
@@ -304,7 +304,7 @@ class PartReader:
 
     def _request(self, name: str, source: Any, offset: int, length: int) -> NDArray[np.uint8]:
         try:
-            data = places.awaited(*self._place(name), lambda: source.read_at(length, offset))
+            data = storage.retry_read(*self._place(name), lambda: source.read_at(length, offset))
         except (pa.ArrowException, OSError) as error:
             raise self._unreadable(name, error) from error
         if len(data) != length:
@@ -342,12 +342,12 @@ class PartReader:
     def _open_part(self, name: str) -> _Part:
         filesystem, path = self._place(name)
         try:
-            if places.is_local(filesystem):
+            if storage.is_local(filesystem):
                 source = pa.memory_map(path)
                 mapped = np.frombuffer(source.read_buffer(), dtype=np.uint8)
             else:
-                source, mapped = places.awaited(filesystem, path, lambda: filesystem.open_input_file(path)), None
-            footer = places.awaited(filesystem, path, lambda: pq.ParquetFile(source).metadata)
+                source, mapped = storage.retry_read(filesystem, path, lambda: filesystem.open_input_file(path)), None
+            footer = storage.retry_read(filesystem, path, lambda: pq.ParquetFile(source).metadata)
             self._check_kind(name, footer)
             return _Part(source, footer, None if self._verify else _layout(footer), mapped)
         except (pa.ArrowException, OSError) as error:
@@ -367,15 +367,15 @@ class PartReader:
 
     def _place(self, name: str) -> tuple[pafs.FileSystem, str]:
         """A part file is below the store, or, in a store merged of others, wherever its name says."""
-        return places.resolve(name) if places.is_uri(name) else (self._filesystem, places.join(self._root, name))
+        return storage.resolve(name) if storage.is_uri(name) else (self._filesystem, storage.join(self._root, name))
 
     def _unreadable(self, name: str, error: Exception) -> InputError:
-        return self._damaged(name, str(error), places.advice(self._place(name)[0], error))
+        return self._damaged(name, str(error), storage.advice(self._place(name)[0], error))
 
     def _damaged(self, name: str, found: str, fix: str | None = None, expected: str | None = None) -> InputError:
         return InputError(
             "a part file of the store cannot be read",
-            file=name if places.is_uri(name) else places.named(self._filesystem, places.join(self._root, name)),
+            file=storage.display_uri(*self._place(name)) if not storage.is_uri(name) else name,
             expected=expected or "a Parquet file of patches, as ingest wrote it",
             found=found[:500],
             fix=fix or "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again",

@@ -22,26 +22,26 @@ from pathlib import Path
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import locks, places
+from gimp_ray.io import locks, storage
 from gimp_ray.store.manifest import FILE, Manifest
 
 # names only ingest gives; nothing else is ever removed
 _OURS = re.compile(
     r"patches/part-[\w-]+\.parquet|(cases|slides|genes|expression|splits|sources)(\.r\d+)?\.parquet"
-    r"|ingest_report(\.r\d+)?\.json|manifest\.json\.tmp-\d+"
+    r"|ingest_report(\.r\d+)?\.json|\.(manifest|ingest_report)\S*\.json\.\w+"
 )
 
 
 def exists(out: str) -> bool:
     """Whether there is a store at `out`: a manifest."""
-    filesystem, root = places.resolve(out)
+    filesystem, root = storage.resolve(out)
     return bool(filesystem.get_file_info(f"{root}/{FILE}").type == pafs.FileType.File)
 
 
 def refuse_other(out: str, after_a_kill: bool = False) -> None:
     """InputError when something that is no store is at `out`, what a killed ingest left there apart."""
-    filesystem, root = places.resolve(out)
-    if places.is_local(filesystem):
+    filesystem, root = storage.resolve(out)
+    if storage.is_local(filesystem):
         found = "a folder" if Path(out).is_dir() else "a file" if os.path.lexists(out) else None
     else:
         strange = [name for name in _files(filesystem, root) if not (after_a_kill and _OURS.fullmatch(name))]
@@ -59,8 +59,8 @@ def refuse_other(out: str, after_a_kill: bool = False) -> None:
 @contextmanager
 def new_store(out: str) -> Iterator[str]:
     """A place to write a new store to. It is at `out` when the block ends well, and gone when it does not."""
-    filesystem, root = places.resolve(out)
-    if not places.is_local(filesystem):
+    filesystem, root = storage.resolve(out)
+    if not storage.is_local(filesystem):
         _remove(filesystem, root, _files(filesystem, root))
         try:
             yield out
@@ -95,11 +95,11 @@ def addition(out: str, manifest: Manifest, in_use: set[str]) -> Iterator[str]:
         manifest: as it is now.
         in_use: its part files.
     """
-    filesystem, root = places.resolve(out)
+    filesystem, root = storage.resolve(out)
     report = {name for name in _files(filesystem, root) if name.startswith("ingest_report")}
     known = {FILE, *manifest.tables, *in_use, *report}
     _remove(filesystem, root, [name for name in _files(filesystem, root) if name not in known])
-    if places.is_local(filesystem):
+    if storage.is_local(filesystem):
         Path(root, "patches").mkdir(exist_ok=True)
     try:
         yield out
@@ -117,7 +117,7 @@ def lock(out: str) -> Iterator[bool]:
     """
     place = _lock_place(out)
     with contextlib.ExitStack() as stack:
-        if not places.is_uri(out):
+        if not storage.is_uri(out):
             stack.enter_context(locks.folder_made(Path(out).parent))
         create = locks.creating(out, "the store cannot be written")
         yield stack.enter_context(locks.held(place, functools.partial(_busy, place, out), create))
@@ -125,8 +125,8 @@ def lock(out: str) -> Iterator[bool]:
 
 def _lock_place(out: str) -> str:
     # beside a local store, which is to appear by a rename; inside one in object storage
-    if places.is_uri(out):
-        return places.join(out, ".ingest.lock")
+    if storage.is_uri(out):
+        return storage.join(out, ".ingest.lock")
     return str(Path(out).parent / f".{Path(out).name}.ingest.lock")
 
 
@@ -141,7 +141,7 @@ def _busy(place: str, out: str, found: str) -> InputError:
 
 
 def _files(filesystem: pafs.FileSystem, root: str) -> list[str]:
-    return [name for name in places.files_below(filesystem, root) if not name.endswith(".ingest.lock")]
+    return [name for name in storage.files_below(filesystem, root) if not name.endswith(".ingest.lock")]
 
 
 def _remove(filesystem: pafs.FileSystem, root: str, names: list[str]) -> None:

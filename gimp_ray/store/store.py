@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store.dtypes import STORED, decode, value_dtype, width
 from gimp_ray.store.manifest import PATCHES, RNA, Manifest, read_manifest
 from gimp_ray.store.parts import PartReader
@@ -66,7 +66,7 @@ class CohortStore:
     ) -> None:
         self._path, self._given_filesystem, self._verify = path, filesystem, verify
         self._expected_fingerprint = expected_fingerprint
-        self._filesystem, self._root = places.resolve(path) if filesystem is None else (filesystem, path.rstrip("/"))
+        self._filesystem, self._root = storage.resolve(path) if filesystem is None else (filesystem, path.rstrip("/"))
         self._parts = PartReader(self._filesystem, self._root)
         self._lock = threading.RLock()
         self._loaded: _Index | None = None
@@ -89,7 +89,7 @@ class CohortStore:
         """
         if filesystem is not None and not isinstance(filesystem, pafs.FileSystem):
             filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(filesystem))
-        place = places.absolute(path) if filesystem is None else os.fspath(path)
+        place = storage.absolute(path) if filesystem is None else os.fspath(path)
         store = cls(place, filesystem=filesystem, verify=verify)
         _ = store._index
         return store
@@ -395,15 +395,17 @@ class CohortStore:
     def _check_member(self, member: tuple[str, str]) -> None:
         """Refuse a store merged from others when one of them is not what it was."""
         name, fingerprint = member
-        here = (self._filesystem, places.join(self._root, name))
+        here = (self._filesystem, storage.join(self._root, name))
         try:
-            found = f"fingerprint {read_manifest(*(places.resolve(name) if places.is_uri(name) else here)).fingerprint}"
+            found = (
+                f"fingerprint {read_manifest(*(storage.resolve(name) if storage.is_uri(name) else here)).fingerprint}"
+            )
         except InputError as error:
             found = error.what
         if found != f"fingerprint {fingerprint}":
             raise InputError(
                 "a store that this one was merged from has changed",
-                file=places.join(self._path, name),
+                file=storage.join(self._path, name),
                 expected=f"fingerprint {fingerprint}",
                 found=found,
                 fix="bring it back as it was, or merge the stores again",
@@ -414,7 +416,7 @@ class CohortStore:
         file = manifest.files[name]
         path = f"{self._root}/{file}"
         try:
-            local = places.is_local(self._filesystem)
+            local = storage.is_local(self._filesystem)
             data = pa.memory_map(path).read_buffer() if local else self._filesystem.open_input_file(path).read_buffer()
         except OSError as error:
             raise self._unreadable(file, error) from error
@@ -509,7 +511,7 @@ class CohortStore:
             )
 
     def _unreadable(self, name: str, error: Exception) -> InputError:
-        fix = places.advice(self._filesystem, error)
+        fix = storage.advice(self._filesystem, error)
         return self._damaged(name, "a readable Parquet table", str(error), fix)
 
     def _damaged(self, name: str, expected: str, found: str, fix: str | None = None) -> InputError:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store.manifest import (
     CHECKSUMS,
     FORMAT,
@@ -51,7 +51,7 @@ class TableWriter:
     """
 
     def __init__(self, place: str, revision: int = 1) -> None:
-        self._filesystem, self._root = places.resolve(place)
+        self._filesystem, self._root = storage.resolve(place)
         self._revision = revision
         self.names: dict[str, str] = {}
         self.files: dict[str, str] = {}

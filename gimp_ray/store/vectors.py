@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import places
+from gimp_ray.io import storage
 
 # of a process: 1,100 cases of 60,483 genes
 KEPT_BYTES = 256 << 20
@@ -56,7 +56,7 @@ class VectorReader:
 
     def _open(self) -> pq.ParquetFile:
         try:
-            local = places.is_local(self._filesystem)
+            local = storage.is_local(self._filesystem)
             with self._lock:
                 if self._footer is None:
                     self._source = pa.memory_map(self._path) if local else self._filesystem.open_input_file(self._path)
@@ -68,7 +68,7 @@ class VectorReader:
             )
         except (pa.ArrowException, OSError) as error:
             raise self._damaged(
-                "a readable Parquet table", str(error), places.advice(self._filesystem, error)
+                "a readable Parquet table", str(error), storage.advice(self._filesystem, error)
             ) from error
 
     def _row_group(self, file: pq.ParquetFile, group: int, num_features: int) -> tuple[list[str], np.ndarray]:
@@ -86,7 +86,7 @@ class VectorReader:
         try:
             table = file.read_row_group(group, columns=["case_id", "values"], use_threads=False).combine_chunks()
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(f"row group {group}", str(error), places.advice(self._filesystem, error)) from error
+            raise self._damaged(f"row group {group}", str(error), storage.advice(self._filesystem, error)) from error
         packed = table["values"].chunk(0)
         if packed.type != pa.binary(4 * num_features):
             raise self._damaged(f"{num_features} values a case", str(packed.type))
@@ -98,5 +98,5 @@ class VectorReader:
 
     def _damaged(self, expected: str, found: str | None = None, fix: str | None = None) -> InputError:
         fix = fix or "`gimp check STORE` lists what is damaged; copy the store again or ingest the sources again"
-        file = places.named(self._filesystem, self._path)
+        file = storage.display_uri(self._filesystem, self._path)
         return InputError("the store is damaged", file=file, expected=expected, found=found, fix=fix)

@@ -13,7 +13,7 @@ from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store import CohortStore
 from gimp_ray.store.check import check_store
 
@@ -70,10 +70,10 @@ def test_a_protocol_nobody_knows_is_refused() -> None:
     ],
 )
 def test_names_are_joined_to_places(place: str, name: str, joined: str) -> None:
-    assert places.join(place, name) == joined
+    assert storage.join(place, name) == joined
 
 
 def test_a_file_is_created_once(sources: Sources) -> None:
     place = str(sources.root / "lock")
-    assert places.create(place, b"a") and not places.create(place, b"b")
+    assert storage.create(place, b"a") and not storage.create(place, b"b")
     assert (sources.root / "lock").read_bytes() == b"a"

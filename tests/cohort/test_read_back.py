@@ -13,9 +13,9 @@ from cohort_files import Sources, features, grid, write_h5
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.ahead import ahead
 from gimp_ray.ingest.patches import inspect_patches
 from gimp_ray.ingest.patches.write import WrittenBytes, first_wrong, stored_chunks
+from gimp_ray.io.ahead import read_ahead
 from gimp_ray.store.parts import PartReader, PartWriter
 
 
@@ -106,8 +106,8 @@ def test_items_made_ahead_come_in_order_one_at_a_time_in_a_thread() -> None:
             made.append(i)
             yield i, threading.current_thread().name
 
-    for i, name in ahead(items()):
-        assert len(made) <= i + 2 and name.startswith("ahead")
+    for i, name in read_ahead(items(), 1):
+        assert len(made) <= i + 2 and name.startswith("gimp-ahead")
     assert made == [0, 1, 2, 3, 4]
 
 
@@ -116,7 +116,7 @@ def test_what_making_an_item_raises_comes_where_the_item_would_have() -> None:
         yield 1
         raise ValueError("the second")
 
-    stream = ahead(items())
+    stream = read_ahead(items(), 1)
     assert next(stream) == 1
     with pytest.raises(ValueError, match="the second"):
         next(stream)
@@ -130,8 +130,8 @@ def test_a_stream_that_is_closed_makes_no_more() -> None:
             made.append(i)
             yield i
 
-    stream = ahead(items())
+    stream = read_ahead(items(), 1)
     next(stream)
     stream.close()
     assert len(made) <= 2
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("gimp-ahead")]

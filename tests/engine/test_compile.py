@@ -16,7 +16,8 @@ import torch
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine import compiling
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from gimp_ray import pipeline
 from gimp_ray.cli.commands import main
 from gimp_ray.engine.checkpoint import adopt_checkpoint, best_file, checkpoint_folders, read_state
-from gimp_ray.runs.folder import RunFolder, read_json, write_json
+from gimp_ray.io.files import read_json, write_json
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import TINY
 

@@ -20,8 +20,9 @@ from gimp_ray.engine.log import MetricsLog
 from gimp_ray.engine.progress import Pace, ProgressLine, shown_figures
 from gimp_ray.engine.trackers import Sender, require_trackers
 from gimp_ray.errors import ConfigError
+from gimp_ray.io.files import read_lines
 from gimp_ray.pipeline import pretrain
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import changed
 
 

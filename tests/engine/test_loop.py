@@ -7,7 +7,7 @@ import torch
 from gimp_ray.engine.log import Meter, MetricsLog, weigh
 from gimp_ray.engine.loop import seed_mini_batch
 from gimp_ray.engine.protocol import World
-from gimp_ray.runs.folder import read_lines
+from gimp_ray.io.files import read_lines
 
 
 def test_means_are_over_what_was_added_and_survive_a_checkpoint() -> None:

@@ -10,7 +10,8 @@ import torch
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import checkpoint_folders
-from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.io.files import read_json, read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 

@@ -22,8 +22,9 @@ from gimp_ray.config import Config
 from gimp_ray.engine import progress
 from gimp_ray.engine.log import MetricsLog
 from gimp_ray.engine.progress import ProgressLine, following
+from gimp_ray.io.files import read_lines
 from gimp_ray.pipeline import run_all
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import changed
 
 PATIENCE_S = 120.0

@@ -13,7 +13,8 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint
 from gimp_ray.errors import ConfigError, GimpError
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 

@@ -238,7 +238,7 @@ def test_a_batch_handed_over_is_the_callers_alone(on_gpu: bool) -> None:
 
 
 def feeding() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "gimp-feed" and thread.is_alive()]
+    return [thread for thread in threading.enumerate() if thread.name == "gimp-ahead" and thread.is_alive()]
 
 
 # ----- on a GPU

@@ -14,7 +14,8 @@ import psutil
 
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 GIMP = ("-m", "gimp_ray.cli.commands")

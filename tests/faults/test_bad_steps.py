@@ -12,8 +12,9 @@ from gimp_ray.config import Config
 from gimp_ray.engine import loop
 from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
+from gimp_ray.io.files import read_json, read_lines
 from gimp_ray.learn import GimpPretraining
-from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights

@@ -19,7 +19,8 @@ import pytest
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.engine.checkpoint import checkpoint_folders
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.status import run_status
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights

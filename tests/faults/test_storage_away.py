@@ -10,8 +10,9 @@ import pytest
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
-from gimp_ray.io import places
-from gimp_ray.runs.folder import LOCK, RunFolder, read_lines
+from gimp_ray.io import storage
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import LOCK, RunFolder
 from tests.conftest import changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.faults.running import beside, steps_logged
@@ -25,10 +26,10 @@ OUTAGE_S = 30
 @pytest.fixture
 def remote(tiny: Config, bucket: str) -> Config:
     """A copy of the store in a bucket, and a run beside it: 60 mini-batches, a checkpoint every four."""
-    filesystem, root = places.resolve(f"{bucket}/store")
+    filesystem, root = storage.resolve(f"{bucket}/store")
     for file in Path(tiny.store or "").rglob("*"):
         if file.is_file():
-            places.write_bytes(filesystem, f"{root}/{file.relative_to(tiny.store or '')}", file.read_bytes())
+            storage.write_bytes(filesystem, f"{root}/{file.relative_to(tiny.store or '')}", file.read_bytes())
     return changed(
         tiny,
         store=f"{bucket}/store",

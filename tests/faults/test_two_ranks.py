@@ -21,8 +21,9 @@ from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches
+from gimp_ray.io.files import read_json, read_lines
 from gimp_ray.learn import GimpPretraining
-from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gimp_ray.feed.ahead import read_ahead
 from gimp_ray.feed.batches import _decode, _encode, direct_batches, shard_batches
 from gimp_ray.feed.plan import Batching, Plan, Row
 from gimp_ray.feed.windows import repeat_to_length
+from gimp_ray.io.ahead import read_ahead
 from tests.feed.test_plan import make_index
 
 
@@ -144,7 +144,7 @@ def test_stopping_early_ends_the_thread_and_closes_the_source() -> None:
     next(reader)
     reader.close()
     assert closed.wait(5)
-    assert not [thread for thread in threading.enumerate() if thread.name == "gimp-feed" and thread.is_alive()]
+    assert not [thread for thread in threading.enumerate() if thread.name == "gimp-ahead" and thread.is_alive()]
 
 
 @pytest.mark.parametrize(("patches", "length"), [(1, 5), (3, 7), (4, 8), (5, 5)])

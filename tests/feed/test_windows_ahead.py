@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gimp_ray.feed.ahead import read_ahead
+from gimp_ray.io.ahead import read_ahead
 
 
 class Batch:

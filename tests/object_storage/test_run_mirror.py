@@ -13,9 +13,11 @@ import fsspec
 import pytest
 
 from gimp_ray.errors import InputError
-from gimp_ray.io import places
-from gimp_ray.io.mirror import StorageError, local_file, patient, placed_file
-from gimp_ray.runs.folder import RunFolder, as_place, whole_folder
+from gimp_ray.io import storage
+from gimp_ray.io.files import whole_folder
+from gimp_ray.io.mirror import local_file, new_file
+from gimp_ray.io.storage import StorageError, as_location, waiting_for_storage
+from gimp_ray.runs.folder import RunFolder
 from tests.object_storage.proxy import FaultProxy
 
 URI = "memory://runs/a"
@@ -68,7 +70,7 @@ def names(filesystem: fsspec.AbstractFileSystem) -> set[str]:
     ],
 )
 def test_a_place_is_a_path_or_a_uri_however_it_is_given(given: str | Path, place: str) -> None:
-    assert as_place(given) == place
+    assert as_location(given) == place
 
 
 def test_a_local_run_has_no_copy(tmp_path: Path, cache: Path) -> None:
@@ -263,11 +265,11 @@ def test_a_damaged_index_costs_a_transfer_and_nothing_else(there: fsspec.Abstrac
 
 
 def test_files_by_uri(there: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    with placed_file(f"{URI}/model.safetensors") as aside:
+    with new_file(f"{URI}/model.safetensors") as aside:
         aside.write_text("weights")
-    with placed_file(f"{URI}/model.json") as aside:
+    with new_file(f"{URI}/model.json") as aside:
         aside.write_text("card")
-    with pytest.raises(RuntimeError), placed_file(f"{URI}/other.json"):
+    with pytest.raises(RuntimeError), new_file(f"{URI}/other.json"):
         raise RuntimeError("killed")
     assert names(there) == {"model.safetensors", "model.json"}
     file = local_file(Path(f"{URI}/model.safetensors"))
@@ -275,7 +277,7 @@ def test_files_by_uri(there: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist") as refusal:
         local_file(f"{URI}/nothing.safetensors")
     assert refusal.value.file == f"{URI}/nothing.safetensors"
-    with placed_file(tmp_path / "a.txt") as aside:
+    with new_file(tmp_path / "a.txt") as aside:
         aside.write_text("here")
     assert local_file(tmp_path / "a.txt").read_text() == "here"
 
@@ -303,20 +305,20 @@ def test_a_missing_bucket_and_a_wrong_key_are_named(s3_env, bucket: str, monkeyp
 
 
 def test_only_what_may_pass_is_waited_for(s3_env, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setenv(places.PATIENCE, "600")
-    with patient(), pytest.raises(StorageError, match="cannot be written"):
+    monkeypatch.setenv(storage.TIMEOUT_VARIABLE, "600")
+    with waiting_for_storage(), pytest.raises(StorageError, match="cannot be written"):
         RunFolder("s3://no-such-bucket/runs/a").update(lambda record: record.update(a=1))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     type(fsspec.filesystem("s3")).clear_instance_cache()
-    with patient(), pytest.raises(StorageError, match="cannot be listed"):
+    with waiting_for_storage(), pytest.raises(StorageError, match="cannot be listed"):
         RunFolder(f"{bucket}/runs/a").pull()
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("text", ["soon", "10 min"])
 def test_a_patience_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setenv(places.PATIENCE, text)
-    with pytest.raises(InputError, match="is no number"), patient():
+    monkeypatch.setenv(storage.TIMEOUT_VARIABLE, text)
+    with pytest.raises(InputError, match="is no number"), waiting_for_storage():
         pass
 
 

@@ -17,8 +17,9 @@ from gimp_ray.config import Config
 from gimp_ray.config_files import load_config, to_yaml
 from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.errors import ConfigError
-from gimp_ray.io import places
-from gimp_ray.io.mirror import StorageError, placed_file
+from gimp_ray.io import storage
+from gimp_ray.io.mirror import new_file
+from gimp_ray.io.storage import StorageError
 from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
@@ -98,7 +99,7 @@ def test_every_stage_stopped_and_continued_on_an_empty_machine_ends_in_the_bits_
 
 def test_the_command_line_takes_uris(remote: Config, new_machine: Machine, bucket: str, no_report: None) -> None:
     config = f"{bucket}/settings/run.yaml"
-    with placed_file(config) as aside:
+    with new_file(config) as aside:
         aside.write_text(to_yaml(changed(remote, run=None)))
     run, shell = str(remote.run), CliRunner()
     done = shell.invoke(main, ["pretrain-genes", "--config", config, "--run", f"{run}/"], catch_exceptions=False)
@@ -184,7 +185,7 @@ def test_a_storage_that_stays_away_ends_in_an_error_that_names_the_object_and_lo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
-    monkeypatch.setenv(places.PATIENCE, "3")
+    monkeypatch.setenv(storage.TIMEOUT_VARIABLE, "3")
     s3_proxy.fault("slow_down", "PUT", "step-.*state", first=3)
     with pytest.raises(StorageError, match="what stage 'genes' wrote could not be brought") as error:
         pipeline.pretrain_genes(remote)

@@ -26,7 +26,7 @@ from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import Batching, Plan, index_cases
 from gimp_ray.feed.windows import read_windows
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.store import CohortStore
 from gimp_ray.store.check import WARN, check_store
 from gimp_ray.store.parts import PartWriter
@@ -83,12 +83,12 @@ def small(tmp_path: Path) -> Sources:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up after two attempts and without waiting, so that refusals come soon."""
-    monkeypatch.setattr(places, "S3_ATTEMPTS", 2)
-    monkeypatch.setenv(places.PATIENCE, "0")
+    monkeypatch.setattr(storage, "S3_ATTEMPTS", 2)
+    monkeypatch.setenv(storage.TIMEOUT_VARIABLE, "0")
 
 
 def objects(place: str) -> list[str]:
-    return places.files_below(*places.resolve(place))
+    return storage.files_below(*storage.resolve(place))
 
 
 def same_patches(one: CohortStore, other: CohortStore) -> None:
@@ -217,7 +217,7 @@ def test_of_two_ingests_at_once_one_is_refused(small: Sources, bucket: str) -> N
 
 def test_the_lock_of_another_machine_is_respected(small: Sources, bucket: str) -> None:
     lock = {"host": "elsewhere", "pid": 1, "started": 0.0, "since": "yesterday"}
-    assert places.create(f"{bucket}/st/.ingest.lock", json.dumps(lock).encode())
+    assert storage.create(f"{bucket}/st/.ingest.lock", json.dumps(lock).encode())
     with pytest.raises(InputError, match="another ingest is writing") as caught:
         ingest(small, f"{bucket}/st")
     assert caught.value.found == "process 1 on elsewhere, since yesterday"
@@ -263,7 +263,7 @@ ingest_cohort(patches={str(small.patches)!r}, genes={str(small.genes)!r}, cases=
 
 
 def test_what_is_no_store_is_not_written_over(small: Sources, bucket: str) -> None:
-    places.create(f"{bucket}/st/notes.txt", b"mine")
+    storage.create(f"{bucket}/st/notes.txt", b"mine")
     with pytest.raises(InputError, match="exists already and is no store"):
         ingest(small, f"{bucket}/st")
     assert objects(f"{bucket}/st") == ["notes.txt"]
@@ -340,8 +340,8 @@ def test_a_storage_that_comes_back_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv(places.PATIENCE, "60")
-    monkeypatch.setattr(places, "PAUSE_S", 0.05)
+    monkeypatch.setenv(storage.TIMEOUT_VARIABLE, "60")
+    monkeypatch.setattr(storage, "PAUSE_S", 0.05)
     # the footer of a part file is waited for as well; five refusals are more than the client's two attempts
     for _ in range(2):
         rule = s3_proxy.fault("slow_down", "GET", PART, last=5)

@@ -9,7 +9,7 @@ import pytest
 
 from gimp_ray import pipeline
 from gimp_ray.config import Config
-from gimp_ray.runs.folder import read_json
+from gimp_ray.io.files import read_json
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 from tests.tasks.test_methods import config_of, gene_sets, trained

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from gimp_ray.config_files import load_config, to_yaml
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY
 from tests.object_storage.fixtures import bucket, s3_env, s3_server  # noqa: F401
 from tests.object_storage.server import S3Server, s3_client

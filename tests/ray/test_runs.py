@@ -16,7 +16,8 @@ import pytest
 from gimp_ray import pipeline
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import GimpError
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.store import CohortStore
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights

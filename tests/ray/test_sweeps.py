@@ -25,8 +25,9 @@ from gimp_ray.experiments.records import new_record, read_record, read_records, 
 from gimp_ray.experiments.search import search
 from gimp_ray.experiments.sweep import SweepConfig, build_sweep, rungs_of, space_of
 from gimp_ray.experiments.trial import Setting
-from gimp_ray.io import places
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io import storage
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.faults.running import Command, commanded, kill, steps_logged
 from tests.object_storage.fixtures import bucket, s3_env, s3_server  # noqa: F401
@@ -130,8 +131,8 @@ def test_a_sweep_in_object_storage_is_whole_there_and_known_on_another_machine(
     assert "2 trial(s) to run, 0 are over" in said[0] and "to run" not in said[1]
     records = read_records(f"{bucket}/sweep")
     assert [[report["epoch"] for report in record["reports"]] for record in records] == [[1, 2], [1, 2]]
-    filesystem, root = places.resolve(f"{bucket}/sweep")
-    there = set(places.files_below(filesystem, root))
+    filesystem, root = storage.resolve(f"{bucket}/sweep")
+    there = set(storage.files_below(filesystem, root))
     assert {"sweep.md", "trials.parquet", "best.yaml", "sweep.yaml", "figures/marginals.png"} <= there
     assert {f"trials/{name}/pretrain.safetensors" for name in ("t000", "t001")} <= there
     assert sum(name.startswith("shared/genes/") and name.endswith("/genes.safetensors") for name in there) == 1

@@ -25,7 +25,8 @@ from gimp_ray.experiments.records import new_record, read_record, run_of, write_
 from gimp_ray.experiments.report import write_outputs
 from gimp_ray.experiments.sweep import build_sweep, space_of
 from gimp_ray.experiments.trial import Setting, handed_on, reason_of, run_trial
-from gimp_ray.runs.folder import RunFolder, read_lines
+from gimp_ray.io.files import read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.store import CohortStore
 from tests.conftest import changed
 from tests.engine.test_resume import same_weights

@@ -10,7 +10,7 @@ import pytest
 from gimp_ray.errors import ConfigError
 from gimp_ray.experiments.grid import Resources
 from gimp_ray.experiments.table import make_table, plan_table
-from gimp_ray.io import places
+from gimp_ray.io import storage
 from gimp_ray.runs.folder import RunFolder
 from tests.object_storage.fixtures import bucket, s3_env, s3_proxy, s3_server
 from tests.tables.made import finished, table_of
@@ -42,8 +42,8 @@ def test_a_table_in_object_storage_is_found_again_and_written_there(
     assert again.missing == {}
     found = make_table(again, Resources())
     assert [row["runs"] for row in found["rows"]] == [1, 1, 1, 1]
-    filesystem, root = places.resolve(out)
-    assert b"A & B" in places.read_bytes(filesystem, f"{root}/table.md")
+    filesystem, root = storage.resolve(out)
+    assert b"A & B" in storage.read_bytes(filesystem, f"{root}/table.md")
 
     another_machine()
     other = table_of(store_path, {"name": "a", "config": {"finetune.hidden": 7}})

@@ -24,10 +24,11 @@ from gimp_ray.engine.transfer import on_device
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.io.files import read_json, read_lines
 from gimp_ray.learn.contrastive import ContrastivePretraining
 from gimp_ray.learn.contrastive_objectives import OBJECTIVES, draw_groups
 from gimp_ray.learn.image_side import load_model
-from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
 from tests.conftest import TINY, changed
 

@@ -9,7 +9,7 @@ import torch
 
 from gimp_ray import pipeline
 from gimp_ray.config import Config
-from gimp_ray.runs.folder import read_lines
+from gimp_ray.io.files import read_lines
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 from tests.engine.test_two_workers import run_on_two_ranks

@@ -11,9 +11,9 @@ import torch
 from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.errors import InputError
+from gimp_ray.io.files import read_json
 from gimp_ray.learn.gene_layout import arranged, layout_of_sets
 from gimp_ray.nn.gene_input import GeneInput
-from gimp_ray.runs.folder import read_json
 from gimp_ray.store import CohortStore
 from tests.conftest import changed
 

@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 from gimp_ray import pipeline
 from gimp_ray.cli.commands import main
 from gimp_ray.config import Config
+from gimp_ray.io.files import read_json
 from gimp_ray.learn import GenePretraining, GimpPretraining
-from gimp_ray.runs.folder import RunFolder, read_json
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import digest_of, read_card, sha256_of
 from tests.conftest import TINY, changed
 

@@ -13,11 +13,12 @@ from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
+from gimp_ray.io.files import read_json
 from gimp_ray.learn.method_start import CAN_START, made_for_outputs, start_from
 from gimp_ray.learn.methods import METHODS, Sizes
 from gimp_ray.learn.stage import patients_of
 from gimp_ray.learn.supervised import Supervised
-from gimp_ray.runs.folder import RunFolder, read_json
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part, save_model
 from tests.conftest import change_card, changed
 

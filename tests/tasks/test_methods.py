@@ -22,6 +22,7 @@ from gimp_ray.engine.protocol import Tensors, World
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.io.files import read_json
 from gimp_ray.learn.label_target import LabelTarget
 from gimp_ray.learn.methods import METHODS, answer
 from gimp_ray.learn.predict import CohortPrediction, load_method
@@ -29,7 +30,7 @@ from gimp_ray.learn.supervised import Supervised
 from gimp_ray.learn.survival_target import SurvivalTarget
 from gimp_ray.learn.whole_cases import whole_cases
 from gimp_ray.recipes import RECIPES
-from gimp_ray.runs.folder import RunFolder, read_json
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
 from tests.conftest import changed
 

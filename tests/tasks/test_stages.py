@@ -14,8 +14,9 @@ from gimp_ray import pipeline
 from gimp_ray.config import Config
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.io.files import read_json, read_lines
 from gimp_ray.learn import Finetuning, GenePretraining, GimpPretraining
-from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
 from gimp_ray.store import CohortStore
 from tests.conftest import changed

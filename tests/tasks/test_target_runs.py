@@ -20,11 +20,12 @@ from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.evaluation import concordance_index
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
+from gimp_ray.io.files import read_json, read_lines
 from gimp_ray.learn import Finetuning
 from gimp_ray.learn.missing import without
 from gimp_ray.learn.supervised import Supervised
 from gimp_ray.nn.aggregator import MLPHead
-from gimp_ray.runs.folder import RunFolder, read_json, read_lines
+from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
 from gimp_ray.store import CohortStore
 from tests.conftest import TINY, changed

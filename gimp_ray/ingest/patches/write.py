@@ -20,11 +20,11 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from gimp_ray.errors import InputError
-from gimp_ray.ingest.ahead import ahead
 from gimp_ray.ingest.patches import PatchSource, inspect_patches
 from gimp_ray.ingest.patches.source import reading, unusable
 from gimp_ray.ingest.work import tick
-from gimp_ray.io import places
+from gimp_ray.io import storage
+from gimp_ray.io.ahead import read_ahead
 from gimp_ray.store.dtypes import encode, largest, not_finite, width
 from gimp_ray.store.parts import Chunk, PartReader, PartWriter, SlideHash, SlideRecord
 from gimp_ray.store.schema import ROW_GROUP_ROWS
@@ -126,7 +126,7 @@ def pack(sizes: Sequence[int], target: int) -> list[range]:
 def write_part(task: PartTask) -> PartResult:
     """Write a part file and verify it; slides that cannot be stored are left out of it and returned as faults."""
     faults: dict[str, InputError] = {}
-    filesystem, root = places.resolve(task.folder)
+    filesystem, root = storage.resolve(task.folder)
     path = f"{root}/{task.name}"
     records = _write(task, filesystem, path, faults)
     while records is None:
@@ -189,9 +189,9 @@ def _write(
     """
     records: list[SlideRecord] = []
     sources = [source for source in task.sources if source.slide_id not in faults]
-    compared_at_once = places.is_local(filesystem) and task.compression == "none"
+    compared_at_once = storage.is_local(filesystem) and task.compression == "none"
     with contextlib.ExitStack() as stack:
-        made = stack.enter_context(contextlib.closing(ahead(_items(sources, task.dtype))))
+        made = stack.enter_context(contextlib.closing(read_ahead(_items(sources, task.dtype), 1)))
         writer = PartWriter(path, task.sources[0].dim, task.compression, task.dtype, filesystem)
         written = stack.enter_context(contextlib.closing(WrittenBytes(path))) if compared_at_once else None
         with writer:
@@ -227,7 +227,7 @@ def _ticking(items: Iterator[tuple[str, Chunk | InputError]]) -> Iterator[Chunk]
 
 def _verify(task: PartTask, records: Sequence[SlideRecord], written: WrittenBytes | None) -> None:
     """InputError unless the part file, now closed, holds what was to be written to it."""
-    reader = PartReader(*places.resolve(task.folder))
+    reader = PartReader(*storage.resolve(task.folder))
     case, expected, found = None, "the bytes that were written", None
     if written is None:
         wrong = first_wrong(reader, task.name, records, task.sources[0].dim, task.dtype)
@@ -300,7 +300,7 @@ def first_wrong(
     """Read all of a part file: the first slide that differs, what was expected, and what was found."""
     for record in records:
         digest, found = SlideHash(), 0
-        for chunk in ahead(reader.chunks(name, record.first_row_group, record.n_patches, dim, dtype)):
+        for chunk in read_ahead(reader.chunks(name, record.first_row_group, record.n_patches, dim, dtype), 1):
             digest.update(*chunk)
             found += len(chunk[0])
         if digest.hexdigest() != record.sha256 or found != record.n_patches:

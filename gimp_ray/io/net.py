@@ -1,12 +1,12 @@
-"""Whether anybody answers at an address, found out in seconds."""
+"""Check that a host and port accept connections."""
 
 from __future__ import annotations
 
 import socket
 
 
-def listens(address: str, seconds: float = 3.0) -> bool:
-    """Whether a host:port answers at all; Ray itself would try for minutes. Names such as `auto` are Ray's to find."""
+def is_port_open(address: str, seconds: float = 3.0) -> bool:
+    """Whether host:port accepts connections; True for names such as `auto`, which Ray resolves itself."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return True

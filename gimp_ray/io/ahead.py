@@ -1,7 +1,7 @@
-"""Reading ahead: an iterator drawn in a thread, so that the next batch is read while this one is trained on.
+"""Reading ahead: an iterator drawn in a thread, so that the next item is made while the caller works on this one.
 
-Memory: besides the item in the caller's hands at most `ahead` are there, those that wait and the one being made
-together. Nothing in here keeps hold of an item that was handed over.
+Memory: besides the item in the caller's hands at most `ahead` exist, waiting and in the making together. No reference
+is kept to an item that was handed over.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read_ahead(items: Iterable[Item], ahead: int) -> Generator[Item, None, None]
         except BaseException as error:  # handed to the consumer, who raises it
             ready.put(_End(error))
 
-    thread = threading.Thread(target=draw, name="gimp-feed", daemon=True)
+    thread = threading.Thread(target=draw, name="gimp-ahead", daemon=True)
     thread.start()
     try:
         while not isinstance(entry := ready.get(), _End):

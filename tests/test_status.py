@@ -168,7 +168,7 @@ def test_a_real_run_and_its_json(tiny: Config, tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*")} == before, "asking changes nothing"
     assert "done" in CliRunner().invoke(status_command, [str(tmp_path / "run")]).output
     summary = (tmp_path / "run" / "summary.md").read_text()
-    assert "made in one attempt, without a restart of workers. No training step was skipped." in summary
+    assert "The run took one attempt, with no restart of workers. No training step was skipped." in summary
     RunFolder(tmp_path / "run").update(lambda record: record["attempts"][-1].update(restarts=[restart(5)]))
     text = CliRunner().invoke(status_command, [str(tmp_path / "run")]).output
     assert "restarts  1:" in text and "worker 5 died: SIGKILL; went on from step 5" in text

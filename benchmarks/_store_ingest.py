@@ -20,7 +20,7 @@ from gimp_ray.ingest.patches import inspect_patches
 from gimp_ray.ingest.patches.write import WrittenBytes, chunk_rows, stored_chunks
 from gimp_ray.ingest.work import WorkPool
 from gimp_ray.store.dtypes import encode
-from gimp_ray.store.parts import PartWriter, SlideHash
+from gimp_ray.store.part_writer import PartWriter, SlideHash
 from gimp_ray.store.schema import ROW_GROUP_ROWS
 
 

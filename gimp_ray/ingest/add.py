@@ -23,7 +23,7 @@ from gimp_ray.ingest.patches import PatchSource
 from gimp_ray.ingest.patches.write import stored_chunks
 from gimp_ray.ingest.roll import no_slide_column
 from gimp_ray.ingest.work import tick
-from gimp_ray.store.parts import SlideHash
+from gimp_ray.store.part_writer import SlideHash
 from gimp_ray.store.schema import table_schema
 from gimp_ray.store.schemes import KFOLD
 from gimp_ray.store.splits import SplitRow, patient_column, rows_of, splits_table

@@ -31,7 +31,8 @@ from gimp_ray.store.manifest import (
     read_manifest,
     store_fingerprint,
 )
-from gimp_ray.store.parts import PartReader, SlideHash, packed_rows, row_groups
+from gimp_ray.store.part_writer import SlideHash
+from gimp_ray.store.parts import PartReader, packed_rows, row_groups
 from gimp_ray.store.schema import ROW_GROUP_ROWS, table_schema, vector_tables
 from gimp_ray.store.splits import check_table, is_sorted, unknown_cases
 from gimp_ray.store.tables import ValuesHash, file_sha256

@@ -14,7 +14,7 @@ from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.ingest.ingest import IngestOptions, plan_ingest
 from gimp_ray.store import CohortStore
 from gimp_ray.store.check import check_store
-from gimp_ray.store.parts import PartWriter
+from gimp_ray.store.part_writer import PartWriter
 
 
 def _grow(sources: Sources, case_id: str = "A3", label: str = "LUAD", n: int = 700) -> str:

@@ -15,7 +15,7 @@ from cohort_files import Sources, make_sources
 from gimp_ray.errors import InputError
 from gimp_ray.store.check import check_store
 from gimp_ray.store.manifest import checksum
-from gimp_ray.store.parts import PartWriter
+from gimp_ray.store.part_writer import PartWriter
 from gimp_ray.store.splits import SplitRow, splits_table
 
 

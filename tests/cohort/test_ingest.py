@@ -16,7 +16,7 @@ from gimp_ray.ingest.patches import write
 from gimp_ray.ingest.work import Progress
 from gimp_ray.store import CohortStore
 from gimp_ray.store.check import check_store
-from gimp_ray.store.parts import PartWriter
+from gimp_ray.store.part_writer import PartWriter
 from gimp_ray.store.publishing import new_store
 
 

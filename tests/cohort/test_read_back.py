@@ -16,7 +16,8 @@ from gimp_ray.errors import InputError
 from gimp_ray.ingest.patches import inspect_patches
 from gimp_ray.ingest.patches.write import WrittenBytes, first_wrong, stored_chunks
 from gimp_ray.io.ahead import read_ahead
-from gimp_ray.store.parts import PartReader, PartWriter
+from gimp_ray.store.part_writer import PartWriter
+from gimp_ray.store.parts import PartReader
 
 
 def _write(folder: Path, compression: str = "none") -> tuple[WrittenBytes, list[object]]:

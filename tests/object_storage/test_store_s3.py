@@ -29,7 +29,7 @@ from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.io import storage
 from gimp_ray.store import CohortStore
 from gimp_ray.store.check import WARN, check_store
-from gimp_ray.store.parts import PartWriter
+from gimp_ray.store.part_writer import PartWriter
 from tests.cohort.cohort_files import Sources, make_sources
 from tests.object_storage.fixtures import forget_clients
 from tests.object_storage.proxy import FaultProxy
@@ -236,7 +236,7 @@ def test_a_killed_ingest_leaves_no_store_and_the_next_one_takes_over(small: Sour
 import os, signal
 from gimp_ray.ingest.patches import write
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.store.parts import PartWriter
+from gimp_ray.store.part_writer import PartWriter
 write.SMALLEST_PART_BYTES = 1  # a part file a slide
 write, done = PartWriter._write_row_group, []
 def killed(self, *row_group):

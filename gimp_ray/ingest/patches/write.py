@@ -26,7 +26,8 @@ from gimp_ray.ingest.work import tick
 from gimp_ray.io import storage
 from gimp_ray.io.ahead import read_ahead
 from gimp_ray.store.dtypes import encode, largest, not_finite, width
-from gimp_ray.store.parts import Chunk, PartReader, PartWriter, SlideHash, SlideRecord
+from gimp_ray.store.part_writer import PartWriter, SlideHash, SlideRecord
+from gimp_ray.store.parts import Chunk, PartReader
 from gimp_ray.store.schema import ROW_GROUP_ROWS
 
 # a part file is closed from the smallest size on when the next slide would take it beyond the target; only a slide

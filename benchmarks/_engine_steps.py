@@ -83,7 +83,7 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
     from gimp_ray.engine.protocol import World
     from gimp_ray.feed.batches import direct_batches
     from gimp_ray.io.files import read_lines
-    from gimp_ray.learn import GimpPretraining
+    from gimp_ray.learn.pretrain import Pretraining
     from gimp_ray.runs.folder import RunFolder
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -93,7 +93,7 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
     tree = json.loads(Path(file).read_text())
     config = build_config(tree)
     run = RunFolder(config.run or "")
-    task = GimpPretraining(tree, str(run.path))
+    task = Pretraining(tree, str(run.path))
     blocked, written = _timed(loop, "_save", time.perf_counter), _timed(loop, "_write", time.thread_time)
     every = loop.Saving(every_epochs=config.checkpoint.every_epochs)
 

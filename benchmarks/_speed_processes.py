@@ -88,11 +88,11 @@ def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
     from gimp_ray.engine.protocol import World
     from gimp_ray.feed.batches import direct_batches
     from gimp_ray.io.files import read_lines
-    from gimp_ray.learn import GimpPretraining
+    from gimp_ray.learn.pretrain import Pretraining
     from gimp_ray.runs.folder import RunFolder
 
     config = build_config(tree)
-    task: Any = GimpPretraining(tree, str(config.run))
+    task: Any = Pretraining(tree, str(config.run))
     if switch == "skip-train-step":
         task.preflight()
         started = time.perf_counter()
@@ -210,9 +210,9 @@ def _loss_of(who: str) -> Any:
 def _our_reads(config: Any, tree: Found, lap: Any) -> Iterator[Any]:
     import torch
 
-    from gimp_ray.learn import GimpPretraining
+    from gimp_ray.learn.pretrain import Pretraining
 
-    task: Any = GimpPretraining(tree, str(config.run))
+    task: Any = Pretraining(tree, str(config.run))
     number = 0
     while True:
         arrays = task.read(task.plan.row(number % task.plan.steps(0, task.plan.positions, 1), 0, 1, 0))

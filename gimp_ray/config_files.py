@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from gimp_ray.config import Config, Section
 from gimp_ray.errors import ConfigError
+from gimp_ray.methods import find
 
 
 def load_config(
@@ -23,39 +25,61 @@ def load_config(
         overrides: `{"train.lr": "3e-4"}`; values are read as YAML scalars when they are strings.
         base: a nested mapping below the file, such as a run folder's saved config.
 
+    Where what lies above changes `method.name`, the keys of the method before, which the new one does not have, are
+    left out of what lies below.
+
     Raises:
         ConfigError: an unknown key or impossible value, named by its dotted key.
     """
+    dotted, below = dict(overrides or {}), [base or {}, read_yaml(file) if file is not None else {}]
+    before = method_of(below[1], method_of(below[0]))
+    name = str(dotted.get("method.name") or before)
     tree: dict[str, Any] = {}
-    merge(tree, base or {})
-    merge(tree, read_yaml(file) if file is not None else {})
-    for key, value in (overrides or {}).items():
-        merge(tree, nested(key, _value_of(key, value)))
+    for layer in below:
+        merge(tree, _fitting(layer, name, before))
+    for key, value in dotted.items():
+        merge(tree, nested(key, _value_of(key, value, find(name).config)))
     return build_config(tree, file)
+
+
+def _fitting(tree: dict[str, Any], name: str, default: str) -> dict[str, Any]:
+    """What of a nested mapping, written for its own method or the default one, a method can take."""
+    before = method_of(tree, default)
+    if before == name:
+        return tree
+    rest = {key: value for key, value in tree.items() if key != "method" or "name" not in value}
+    return without_others_keys(rest, name, [before])
+
+
+def method_of(tree: dict[str, Any], default: str = "gimp") -> str:
+    """The `method.name` of a nested mapping."""
+    section = tree.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    return default if name is None else str(name)
+
+
+def without_others_keys(tree: dict[str, Any], name: str, others: Iterable[str]) -> dict[str, Any]:
+    """A nested mapping without the keys that a method does not have and one of some others has."""
+    own, theirs = find(name).config, [find(other).config for other in others if other != name]
+    kept: dict[str, Any] = {}
+    for key, value in flatten(tree).items():
+        if _field(own, key) is not None or not any(_field(kind, key) is not None for kind in theirs):
+            merge(kept, nested(key, value))
+    return kept
 
 
 def with_absolute_paths(config: Config) -> Config:
     """The config with local paths made absolute, so that workers and later runs mean the same files."""
-
-    def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
-
-    genes = config.genes.model_copy(
-        update={"checkpoint": absolute(config.genes.checkpoint), "sets": absolute(config.genes.sets)}
-    )
-    init = config.finetune.init
-    finetune = config.finetune.model_copy(update={"init": init if init in ("pretrain", "scratch") else absolute(init)})
-    method = config.method.model_copy(update={"init": absolute(config.method.init)})
-    places = {"store": absolute(config.store), "run": absolute(config.run)}
-    return config.model_copy(update=places | {"genes": genes, "finetune": finetune, "method": method})
+    return _absolute(config)
 
 
 def build_config(tree: dict[str, Any], file: str | Path | None = None) -> Config:
-    """Check a nested mapping and make it a config."""
+    """Check a nested mapping and make it a config of its method."""
+    method = find(method_of(tree))
     try:
-        return Config.model_validate(tree)
+        return method.config.model_validate(tree)
     except ValidationError as error:
-        raise explain(error, file, Config) from None
+        raise explain(error, file, method.config, of=f" of method {method.title}") from None
 
 
 def read_yaml(file: str | Path) -> dict[str, Any]:
@@ -103,28 +127,14 @@ def differences(old: Config, new: Config, sections: Iterable[str] | None = None)
     }
 
 
-def is_free(key: str, model: Any = Config) -> bool:
-    """Whether a dotted key of a section changes only where, how fast or how long a run computes, not its result."""
-    for part in key.split("."):
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return False
-        if (field.json_schema_extra or {}).get("free"):
-            return True
-        model = field.annotation
-    return False
+def is_free(key: str, config: type[Config]) -> bool:
+    """Whether a key may change without changing what is computed: where, how fast, how long, or under which path."""
+    return any((field.json_schema_extra or {}).get("free") for field in _fields(config, key))  # type: ignore[union-attr]
 
 
-def describe_keys() -> list[tuple[str, str, str]]:
-    """Every key with its default and meaning, for `--help` and the docs."""
-    rows: list[tuple[str, str, str]] = []
-    for name, field in Config.model_fields.items():
-        default = field.default
-        if not isinstance(default, Section):
-            rows.append((name, str(default), field.description or ""))
-            continue
-        rows += _describe_section(name, default)
-    return rows
+def describe_keys(method: str = "gimp") -> list[tuple[str, str, str]]:
+    """Every key of a method's config with its default and meaning, for `--help` and the docs."""
+    return list(_described(find(method).config, ""))
 
 
 def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -136,34 +146,56 @@ def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
             tree[key] = dict(value) if isinstance(value, dict) else value
 
 
-def _describe_section(name: str, section: Section) -> list[tuple[str, str, str]]:
-    rows: list[tuple[str, str, str]] = []
-    for key, field in type(section).model_fields.items():
-        value = getattr(section, key)
-        if isinstance(value, Section):
-            unset = "recipe" if name == "method" else "inherited"
-            rows += [
-                (f"{name}.{key}.{k}", _unset(k, unset) if v is None else str(v), f"as train.{k}") for k, v in value
-            ]
+def _described(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.default, Section):
+            kind, key = type(field.default), f"{prefix}{name}"
+            changed = field.default.model_dump()
+            for inner, default, meaning in _described(kind, f"{key}."):
+                value = changed.get(inner.rpartition(".")[2])
+                unset = "None" if inner.endswith(".stop_after") else "inherited"
+                stages = bool(prefix) and name == "train"  # what a stage changes of `train`
+                yield inner, (unset if value is None else str(value)) if stages else default, meaning
         else:
-            rows.append((f"{name}.{key}", str(value), field.description or ""))
-    return rows
+            yield f"{prefix}{name}", str(field.default), field.description or ""
 
 
-def _unset(key: str, otherwise: str) -> str:
-    """What an unset key of a stage's training means."""
-    return "None" if key == "stop_after" else otherwise
+def _absolute(section: Any) -> Any:
+    """A section whose fields that are marked as paths are absolute, but URIs and the words a field allows."""
+    changed: dict[str, Any] = {}
+    for name, field in type(section).model_fields.items():
+        value, marks = getattr(section, name), dict(field.json_schema_extra or {})  # type: ignore[arg-type]
+        if isinstance(value, Section):
+            changed[name] = _absolute(value)
+        elif marks.get("path") and value is not None and "://" not in value and value not in marks.get("words", ()):  # type: ignore[operator]
+            changed[name] = str(Path(value).expanduser().resolve())
+    return section.model_copy(update=changed)
 
 
-def _value_of(key: str, value: Any) -> Any:
+def _fields(config: type[Section], key: str) -> list[FieldInfo]:
+    """The fields along a dotted key, as far as there are such."""
+    found: list[FieldInfo] = []
+    model: Any = config
+    for name in key.split("."):
+        field = getattr(model, "model_fields", {}).get(name)
+        if field is None:
+            break
+        found.append(field)
+        model = type(field.default) if isinstance(field.default, Section) else None
+    return found
+
+
+def _field(config: type[Section], key: str) -> FieldInfo | None:
+    """The field of a dotted key; None where there is none."""
+    found = _fields(config, key)
+    return found[-1] if len(found) == key.count(".") + 1 else None
+
+
+def _value_of(key: str, value: Any, config: type[Config]) -> Any:
     """An override's value: a YAML scalar, but a path or a name is what was typed, whatever YAML would see in it."""
     if not isinstance(value, str) or not value:
         return value
-    model: Any = Config
-    for part in key.split(".")[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = None if field is None else field.annotation
-    field = getattr(model, "model_fields", {}).get(key.rsplit(".", maxsplit=1)[-1])
+    field = _field(config, key)
     if field is not None and field.annotation in (str, str | None):
         return None if value == "null" and field.annotation is not str else value
     return yaml.safe_load(value)
@@ -173,6 +205,14 @@ def _under(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
+def nested_keys(flat: dict[str, Any]) -> dict[str, Any]:
+    """A mapping whose keys may be dotted as the tree they mean."""
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        merge(tree, nested(key, value))
+    return tree
+
+
 def nested(key: str, value: Any) -> dict[str, Any]:
     """A dotted key and its value as the tree they mean."""
     head, _, rest = key.partition(".")
@@ -180,16 +220,16 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def explain(
-    error: ValidationError, file: str | Path | None, model: Any, kind: str = "config key", prefix: str = ""
+    error: ValidationError, file: str | Path | None, model: Any, kind: str = "config key", of: str = ""
 ) -> ConfigError:
-    """A validation error of pydantic as a refusal that names the key.
+    """A validation error of pydantic as a refusal that names the key; the first of several, and the others' names.
 
     Args:
         error: of the validation.
         file: the file the values came from.
         model: the section or dataclass that was validated.
         kind: what its keys are called.
-        prefix: put before the key, such as `objective.options.`.
+        of: said after the name of an unknown key.
     """
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")
@@ -198,26 +238,20 @@ def explain(
     key = keys[0] or message.split()[0]
     also = f"; also wrong: {', '.join(keys[1:])}" if keys[1:] else ""
     if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        sections = key.rpartition(".")[0]
+        there = type(_fields(model, sections)[-1].default) if sections and _fields(model, sections) else model
+        names = getattr(there, "model_fields", None) or getattr(there, "__pydantic_fields__", None)
         return ConfigError(
-            f"unknown {kind} '{prefix}{key}'{also}",
+            f"unknown {kind} '{key}'{of}{also}",
             file=file,
-            expected=_siblings(key, model),
             found=key,
+            expected="one of " + ", ".join(names) if names else "a known key",
             fix="correct its name",
         )
     return ConfigError(
-        f"impossible value for {kind} '{prefix}{key}'{also}",
+        f"impossible value for {kind} '{key}'{also}",
         file=file,
         expected=message,
         found=repr(first["input"])[:200],
-        fix=f"change {prefix}{key}",
+        fix=f"change {key}",
     )
-
-
-def _siblings(key: str, model: Any) -> str:
-    """The keys that would have been accepted in the place of an unknown one."""
-    for part in key.split(".")[:-1]:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = None if field is None else field.annotation
-    fields = getattr(model, "model_fields", None) or getattr(model, "__pydantic_fields__", None)
-    return "one of " + ", ".join(fields) if fields else "a known key"

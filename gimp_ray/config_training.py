@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Annotated, Any, ClassVar, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
@@ -16,12 +16,27 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 # marks of a key: it does not change what is computed, so a run may go on with another value; it holds for every stage
 FREE: dict[str, Any] = {"free": True}
 WHOLE_RUN: dict[str, Any] = {"free": True, "whole_run": True}
+# a file, whose content counts and whose path does not; relative to the working folder where it is given
+PATH: dict[str, Any] = {"free": True, "path": True}
 
 
 class Section(BaseModel):
     """A group of keys: unknown keys are errors, values do not change after construction."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _laid_over_defaults(cls, given: Any) -> Any:
+        """What is given of a section changes its default here, which may say more than the section's own defaults."""
+        if not isinstance(given, dict):
+            return given
+        tree = dict(given)
+        for name, value in given.items():
+            default = cls.model_fields[name].default if name in cls.model_fields else None
+            if isinstance(value, dict) and isinstance(default, Section):
+                tree[name] = default.model_dump(exclude_unset=True) | value
+        return tree
 
 
 class TrainConfig(Section):
@@ -125,23 +140,3 @@ def _overridable() -> dict[str, Any]:
 
 class StageTrainConfig(create_model("StageTrainKeys", __base__=Section, **_overridable())):  # type: ignore[misc]
     """What a stage overrides of `train`; an unset key is inherited."""
-
-    stage_defaults: ClassVar[dict[str, Any]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _with_stage_defaults(cls, given: Any) -> Any:
-        return cls.stage_defaults | given if isinstance(given, dict) else given
-
-
-class GenesTrainConfig(StageTrainConfig):
-    """Supervised pre-training of the gene encoder."""
-
-    # the learning rate was measured for d = 512; a narrow encoder wants more (3e-3 at d = 64)
-    stage_defaults: ClassVar[dict[str, Any]] = {"epochs": 20, "lr": 3e-4}
-
-
-class FinetuneTrainConfig(StageTrainConfig):
-    """Fine-tuning (paper: 70 epochs)."""
-
-    stage_defaults: ClassVar[dict[str, Any]] = {"epochs": 70}

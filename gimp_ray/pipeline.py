@@ -22,8 +22,12 @@ from gimp_ray.errors import ConfigError, GimpError, InputError
 from gimp_ray.feed.plan import effective
 from gimp_ray.io.files import write_json, write_text
 from gimp_ray.io.storage import as_location, is_uri, waiting_for_storage
-from gimp_ray.learn import ContrastivePretraining, Finetuning, GenePretraining, GimpPretraining, Supervised, cohort_work
-from gimp_ray.learn.stage import Stage, open_store
+from gimp_ray.learn.predict import CohortWork
+from gimp_ray.learn.pretrain import Pretraining
+from gimp_ray.learn.stage import open_store
+from gimp_ray.learn.supervise import Supervised
+from gimp_ray.methods import find
+from gimp_ray.methods.base import Supervise
 from gimp_ray.runs.folder import RunFolder, attempt, environment, timestamp, unwritable
 from gimp_ray.runs.model import Inputs, read_card, refuse_changed
 from gimp_ray.store import CohortStore
@@ -39,18 +43,7 @@ def stages_up_to(last: str, config: Config, has_genes: bool) -> list[str]:
         config: of the run.
         has_genes: whether the store has any.
     """
-    compared, init = config.method.recipe is not None, config.finetune.init
-    wants_genes = config.genes.encoder != "none" and config.genes.checkpoint is None and has_genes
-    genes = ["genes"] if wants_genes and config.objective.name == "gimp" else []
-    if last == "genes":
-        return ["genes"]
-    if last == "pretrain":
-        return [*genes, "pretrain"]
-    if compared:
-        return ["finetune"]
-    if init == "pretrain":
-        return [*genes, "pretrain", "finetune"]
-    return [*(genes if init == "scratch" or not config.objective.genes else []), "finetune"]
+    return find(config.method.name).stages_up_to(last, config, has_genes)
 
 
 def stage_inputs(stage: str, config: Config) -> Inputs:
@@ -59,10 +52,14 @@ def stage_inputs(stage: str, config: Config) -> Inputs:
     return make_stage(stage, config, config.run or ".").inputs
 
 
-def make_stage(stage: str, config: Config, run: str) -> Stage:
+def make_stage(stage: str, config: Config, run: str) -> Supervised | Pretraining:
     """A stage of a run, given what it needs of the config."""
-    made: Stage = task_of(stage, config)(config.model_dump(), run)
-    return made
+    return task_of(stage, config)(config.model_dump(), run, stage)
+
+
+def task_of(stage: str, config: Config) -> type[Supervised] | type[Pretraining]:
+    """What trains a stage, by what the config's method says of it."""
+    return Supervised if isinstance(find(config.method.name).stage(stage), Supervise) else Pretraining
 
 
 def pretrain_genes(config: Config) -> RunFolder:
@@ -76,10 +73,10 @@ def pretrain(config: Config) -> RunFolder:
 
 
 def finetune(config: Config) -> RunFolder:
-    """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says; of a compared method
-    (`method.name`) all its training.
+    """Stage `finetune`, from this run's pre-trained model or as `finetune.init` says; of a method of one stage all its
+    training.
     """
-    if config.method.recipe is None and config.finetune.init == "pretrain":
+    if "pretrain" in stages_up_to("finetune", config, has_genes=False):
         _require(
             config,
             "pretrain",
@@ -175,7 +172,10 @@ def _do(config: Config, run: RunFolder, store: CohortStore, last: str, evaluated
             fix="choose another scheme or fold, or evaluate.part",
         )
     _open_run(run, config, store)
-    jobs = [Job(name, task_of(name, config), {"config": config.model_dump(), "run": run.place}) for name in missing]
+    jobs = [
+        Job(name, task_of(name, config), {"stage": name, "config": config.model_dump(), "run": run.place})
+        for name in missing
+    ]
     with _attempt(run, names) as ended:
         embeds = _evaluation_jobs(config, run) if evaluated else []
         ended["status"] = outcome = run_jobs(jobs + embeds, run, workers_of(config))
@@ -244,23 +244,14 @@ def _evaluation_jobs(config: Config, run: RunFolder) -> list[Job]:
         )
 
     jobs = [job("finetune", "embeddings", PARTS)]
-    if config.finetune.init == "pretrain" and config.method.recipe is None:
+    if "pretrain" in stages_up_to("finetune", config, has_genes=False):
         jobs.append(job("pretrain", "embeddings_pretrain", ["train"]))
     return jobs
 
 
 def _embed_job(config: Config, model: str, out: str, parts: list[str] | None) -> Job:
     arguments = {"config": config.model_dump(), "model": model, "out": out, "parts": parts}
-    return Job(f"embed {PurePosixPath(out).stem}", cohort_work, arguments, trains=False)
-
-
-def task_of(stage: str, config: Config) -> Any:
-    """What trains a stage: GiMP's task, or the one of a compared method or objective."""
-    if stage == "genes":
-        return GenePretraining
-    if stage == "finetune":
-        return Finetuning if config.method.recipe is None else Supervised
-    return GimpPretraining if config.objective.name == "gimp" else ContrastivePretraining
+    return Job(f"embed {PurePosixPath(out).stem}", CohortWork, arguments, trains=False)
 
 
 def workers_of(config: Config) -> Workers:
@@ -309,6 +300,7 @@ def _open_run(run: RunFolder, config: Config, store: CohortStore) -> None:
 
     def change(record: dict[str, Any]) -> None:
         record.setdefault("created", timestamp())
+        record["method"] = find(config.method.name).title
         record["store"] = {
             "path": config.store,
             "fingerprint": store.fingerprint,

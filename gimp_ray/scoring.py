@@ -31,11 +31,11 @@ from gimp_ray.evaluation import (
 )
 from gimp_ray.feed.plan import index_cases
 from gimp_ray.io.files import whole_file, write_json
-from gimp_ray.learn.gene_side import needs_log
-from gimp_ray.learn.missing import has_both_sides, predict_from_cls, without
+from gimp_ray.learn.gene_values import needs_log
+from gimp_ray.learn.predict import has_both_sides, image_width, predict_from_cls, without
 from gimp_ray.learn.stage import patients_of
 from gimp_ray.learn.targets import Target, left_out, saved_target
-from gimp_ray.recipes import RECIPES
+from gimp_ray.methods import find
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import read_card
 from gimp_ray.store import CohortStore
@@ -109,7 +109,7 @@ def score_run(run: RunFolder, config: Config, store: CohortStore) -> None:
 
 
 def _method(config: Config) -> str:
-    return "GiMP" if config.method.name == "gimp" else RECIPES[config.method.name].title
+    return find(config.method.name).title
 
 
 def _metrics(
@@ -164,7 +164,7 @@ def _missing_rows(run: RunFolder, config: Config, card: dict[str, Any], target: 
     held = [row for row, part in enumerate(cases.parts) if part != "train"]
     rows = []
     for modality in config.evaluate.missing:
-        cls_pat_NF = without(modality, cases.cls_pat, training_N, card["model"]["dim"])
+        cls_pat_NF = without(modality, cases.cls_pat, training_N, image_width(card))
         predictions = predict_from_cls(run.model_file("finetune"), card, target, cls_pat_NF[held])
         rows.append(Prediction(f"{_method(config)}, {modality} missing", [cases.ids[row] for row in held], predictions))
     return rows, []
@@ -176,7 +176,8 @@ def _baselines(config: Config, store: CohortStore, cases: Cases) -> WithNotes:
     fits: list[Callable[[], Baseline]] = []
 
     def genes() -> Baseline:
-        log = config.genes.log if config.genes.log is not None else needs_log(store, index_cases(store, parts["train"]))
+        said = getattr(getattr(config, "genes", None), "log", None)
+        log = said if said is not None else needs_log(store, index_cases(store, parts["train"]))
         return genes_alone(cases.ids, store.read_genes(cases.ids), cases.truth, parts, linear=log)
 
     if store.num_genes:

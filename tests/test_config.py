@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gimp_ray.config import Config
 from gimp_ray.config_files import describe_keys, differences, flatten, load_config, to_yaml, with_absolute_paths
 from gimp_ray.errors import ConfigError
+from gimp_ray.methods.gimp import GimpConfig
 
 
 def test_the_defaults_are_the_papers() -> None:
-    config = Config()
+    config = GimpConfig()
     assert (config.window.length, config.mask.ratio, config.triplet.margin) == (6000, 0.5, 0.8)
     assert (config.train.epochs, config.train.lr, config.stage_train("finetune").epochs) == (100, 1e-4, 70)
     assert (config.model.dim, config.model.landmarks, config.model.pinv_iterations) == (512, 256, 6)
@@ -89,7 +89,7 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path: Path, text: str) 
 
 
 def test_what_differs_leaves_out_where_and_how_fast() -> None:
-    old = Config()
+    old = GimpConfig()
     new = load_config(None, {"train.workers": "4", "feed.read_in": "ray_data", "run": "elsewhere", "mask.ratio": "0.3"})
     assert differences(old, new) == {"mask.ratio": (0.5, 0.3)}
     assert differences(old, new, ["genes"]) == {}
@@ -97,7 +97,7 @@ def test_what_differs_leaves_out_where_and_how_fast() -> None:
 
 def test_every_key_is_described() -> None:
     rows = {key: meaning for key, _, meaning in describe_keys()}
-    assert set(rows) == set(flatten(Config().model_dump()))
+    assert set(rows) == set(flatten(GimpConfig().model_dump()))
     assert [key for key, meaning in rows.items() if not meaning] == []
 
 

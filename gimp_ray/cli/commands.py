@@ -20,8 +20,9 @@ from gimp_ray.cli.status import status
 from gimp_ray.cli.store import info, store_group
 from gimp_ray.cli.sweep import sweep
 from gimp_ray.cli.table import table
-from gimp_ray.config import Config, StageTrainConfig
+from gimp_ray.config import Config
 from gimp_ray.config_files import describe_keys, load_config, read_yaml
+from gimp_ray.config_training import StageTrainConfig
 from gimp_ray.errors import GimpError
 
 Command = Callable[..., None]
@@ -108,7 +109,7 @@ def _run_verb(name: str, about: str, example: str, stage: str | None = None) -> 
         staged = {key for key in overrides if stage is not None and _for_stage(key, stage) != key}
         if staged:
             others = resolve({key: value for key, value in overrides.items() if key not in staged})
-            section = "method" if stage == "finetune" and others.method.recipe is not None else str(stage)
+            section = others.trained_by.get(str(stage), str(stage))
             overrides = {_for_stage(key, section): value for key, value in overrides.items()}
         resolved = resolve(overrides)
         pipeline.run_folder_of(resolved)
@@ -231,15 +232,32 @@ def doctor(store: str | None, address: str | None, start_ray: bool, config: Path
 
 
 @main.command()
-def keys() -> None:
-    """List every config key with its default and its meaning.
+@click.option("--method", default="gimp", show_default=True, help="The method whose keys are listed.")
+def keys(method: str) -> None:
+    """List every config key of a method with its default and its meaning.
 
     \b
     Example:
-      gimp keys | grep window
+      gimp keys --method mcat | grep method
     """
-    for key, default, meaning in describe_keys():
+    for key, default, meaning in describe_keys(method):
         click.echo(f"{key:32} {default:14} {meaning}")
+
+
+@main.command()
+def methods() -> None:
+    """List the methods (`method.name`) with what they need and their stages; your own module is named by its address.
+
+    \b
+    Example:
+      gimp methods
+    """
+    from gimp_ray.methods import available
+
+    for name, method in available().items():
+        needs = ", ".join(method.needs)
+        click.echo(f"{name:12} {method.title}{f' ({method.paper})' if method.paper else ''}")
+        click.echo(f"{'':12} needs {needs}; targets {', '.join(method.kinds)}; stages {', '.join(method.stage_names)}")
 
 
 def _fetched(file: Path | None) -> Path | None:

@@ -158,7 +158,7 @@ def _model_now(config: Config, run: RunFolder, stage: str, file: Path) -> Path:
         )
     path, state = found
     without_cache = config.model_copy(update={"feed": config.feed.model_copy(update={"cache": "none"})})
-    task = pipeline.task_of(stage, config)(without_cache.model_dump(), run.place)
+    task = pipeline.make_stage(stage, without_cache, run.place)
     model = task.build(torch.device("cpu"))
     best = state["best_epoch"]
     if best is None:

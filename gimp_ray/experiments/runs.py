@@ -19,11 +19,15 @@ from gimp_ray.config_files import (
     differences,
     flatten,
     load_config,
+    method_of,
+    nested_keys,
     with_absolute_paths,
+    without_others_keys,
 )
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.experiments.spec import RowSpec, TableSpec
 from gimp_ray.io.files import read_json
+from gimp_ray.methods import find
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import changed_inputs, digest_of
 from gimp_ray.store import CohortStore
@@ -147,19 +151,8 @@ def rows_left_out(table: TableSpec, store: CohortStore) -> dict[str, str]:
 
 
 def _why_left_out(config: Config, store: CohortStore) -> str | None:
-    recipe = config.method.recipe
-    there = {"patches": store.dim is not None, "genes": store.num_genes > 0}
-    needs = ("patches",) if recipe is None else recipe.needs
-    if recipe is None and config.objective.name != "gimp":
-        needs = ("patches", "genes")
-    for modality in needs:
-        if not there[modality]:
-            return f"the store has no {modality}"
-    if recipe is not None and config.target.kind not in recipe.kinds:
-        return recipe.why_not
-    if recipe is not None and recipe.sets and config.genes.sets is None:
-        return "genes.sets is not set"
-    return None
+    has = {name for name, there in (("patches", store.dim is not None), ("genes", store.num_genes > 0)) if there}
+    return find(config.method.name).why_not(config, has)
 
 
 def _row_config(table: TableSpec, row: RowSpec) -> Config:
@@ -170,7 +163,10 @@ def _row_config(table: TableSpec, row: RowSpec) -> Config:
                 f"row '{row.name}' sets '{key}', which the table sets", found=key, fix="remove it from the row"
             )
     try:
-        return with_absolute_paths(load_config(None, IN_ITS_TASK | flatten(table.base) | flatten(row.config)))
+        # what the base says for the method of another row is no key of this one's
+        name, *others = (method_of(nested_keys(one.config), method_of(table.base)) for one in (row, *table.rows))
+        base = flatten(without_others_keys(nested_keys(table.base), name, others))
+        return with_absolute_paths(load_config(None, IN_ITS_TASK | base | flatten(row.config)))
     except ConfigError as error:
         raise ConfigError(
             f"row '{row.name}': {error.what}",
@@ -222,11 +218,12 @@ def _check_comparable(table: TableSpec, configs: Mapping[str, Config]) -> None:
 
 
 def _check_after(row: RowSpec, config: Config, other: Config) -> None:
-    if config.finetune.init != "pretrain" or other.finetune.init != "pretrain":
+    inits = [getattr(getattr(one, "finetune", None), "init", "no finetune.init") for one in (config, other)]
+    if inits != ["pretrain", "pretrain"]:
         raise ConfigError(
             f"row '{row.name}' comes after '{row.after}', which only works between rows with pre-training",
             expected="finetune.init: pretrain in both",
-            found=f"{config.finetune.init} and {other.finetune.init}",
+            found=" and ".join(inits),
             fix="remove `after`",
         )
     changed = changed_inputs(pipeline.stage_inputs("pretrain", other), pipeline.stage_inputs("pretrain", config))

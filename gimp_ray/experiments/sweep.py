@@ -14,12 +14,13 @@ import yaml
 from pydantic import Field, ValidationError
 
 from gimp_ray.config import Config, Section
-from gimp_ray.config_files import explain, load_config, merge, nested, read_yaml
+from gimp_ray.config_files import explain, load_config, merge, method_of, nested, read_yaml
 from gimp_ray.errors import ConfigError
 from gimp_ray.evaluation import METRICS
 from gimp_ray.experiments.runs import with_changes
 from gimp_ray.experiments.space import Dimension, Params, crossed, dimensions, drawn
 from gimp_ray.io.mirror import local_file
+from gimp_ray.methods import find
 
 Space = dict[str, dict[str, Any]]
 # the specification's four
@@ -108,7 +109,7 @@ def read_sweep(
     """
     tree = {} if file is None else read_yaml(local_file(file))
     own = set(SweepConfig.model_fields) | {"base"}
-    if not (set(tree) & own) - set(Config.model_fields):
+    if not (set(tree) & own) - set(find(method_of(tree)).config.model_fields):
         base, tree = tree, {}
     else:
         base = _base_of(tree.pop("base", None), file)

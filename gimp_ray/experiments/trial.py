@@ -180,7 +180,7 @@ def train_to(config: Config, run: RunFolder, stages: list[str], epoch: int, over
     run.pull()
     if "pretrain" in stages and not run.stage_done("pretrain"):
         pipeline.pretrain(config)
-    section = "method" if config.method.recipe is not None else "finetune"
+    section = config.trained_by["finetune"]
     pipeline.finetune(with_changes(config, {f"{section}.train.stop_after": limit}))
 
 

@@ -1,7 +1,6 @@
-"""The gene side of every task: building the encoder over a fitted input, saving, loading, encoding cases.
+"""A gene encoder with its fitted input: building, saving, loading, encoding cases.
 
-CLS_ge of a frozen encoder is computed once a stage, not once a step. Left out: fitting the input and matching genes by
-id (`gene_values.py`).
+CLS_ge of a frozen encoder is computed once a stage, not once a step.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,26 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gimp_ray.config import GenesConfig
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
-from gimp_ray.learn.gene_values import CHUNK, columns_in, fit_gene_values, needs_log, read_columns
+from gimp_ray.learn.gene_layout import SetPlaces
+from gimp_ray.learn.gene_values import CHUNK, columns_in, fit_gene_values, read_columns
 from gimp_ray.learn.stage import in_chunks
 from gimp_ray.nn.aggregator import freeze
 from gimp_ray.nn.gene_input import GeneInput
-from gimp_ray.nn.genes import SNN, GeneEncoder, GroupMSA, fit_fragments
-from gimp_ray.runs.model import read_model
+from gimp_ray.nn.genes import GeneEncoder, gene_network
+from gimp_ray.runs.model import part, read_model
 from gimp_ray.store import CohortStore
-
-__all__ = [
-    "CHUNK",
-    "GeneSide",
-    "encode_cases",
-    "fit_gene_side",
-    "load_gene_side",
-    "needs_log",
-    "rebuild_gene_side",
-]
 
 
 @dataclass(frozen=True)
@@ -61,36 +51,34 @@ class GeneSide:
         return read_columns(store, case_ids, self.columns)
 
 
-def fit_gene_side(store: CohortStore, index: CohortIndex, genes: GenesConfig, dim: int) -> GeneSide:
-    """A fresh encoder whose input statistics are fitted on the index's (training) cases alone."""
+def fit_gene_side(store: CohortStore, index: CohortIndex, genes: Any, card: dict[str, Any]) -> GeneSide:
+    """A fresh encoder whose input statistics are fitted on the index's (training) cases alone.
+
+    Args:
+        store: what the cases are in.
+        index: the training cases.
+        genes: which genes are kept and how they are scaled.
+        card: what its network is made of.
+    """
     values = fit_gene_values(store, index, genes, genes.fragments)
-    fragments, groups, sets = genes.fragments, genes.groups, values.sets
-    if sets is not None:
-        fragments, groups = sets.fragments, len(sets.names)
-    card = values.card | {
-        "encoder": genes.encoder,
-        "dim": dim,
-        "fragments": fragments,
-        "groups": groups,
-        "heads": genes.heads,
-        "ff_mult": genes.ff_mult,
-        "dropout": genes.dropout,
-        "gene_dropout": genes.gene_dropout,
-    }
+    card = values.card | card
     return GeneSide(GeneEncoder(values.input, _network(card)), card, None)
 
 
 def rebuild_gene_side(card: dict[str, Any], weights: dict[str, Tensor], store: CohortStore, file: Path) -> GeneSide:
     """The encoder of a card and its weights (keys `input.*`, `net.*`), matched to a store's genes by id."""
+    if not store.num_genes:
+        raise InputError(
+            "the model has a gene encoder and the store has no genes", file=store.path, fix="ingest again with --genes"
+        )
     columns = columns_in(card, store, file)
-    gene_input = GeneInput(card["num_genes"], num_kept=card["num_kept"])
-    encoder = GeneEncoder(gene_input, _network(card))
+    encoder = GeneEncoder(GeneInput(card["num_genes"], num_kept=card["num_kept"]), _network(card))
     encoder.load_state_dict(weights)
     return GeneSide(encoder, card, columns)
 
 
 def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
-    """A trained gene encoder from `FILE.safetensors` and the card beside it.
+    """A trained gene encoder from its own model file, or from that of a model that has one.
 
     Raises:
         InputError: a file is missing or of another kind, or the store lacks genes of the encoder.
@@ -104,7 +92,10 @@ def load_gene_side(file: Path, store: CohortStore) -> GeneSide:
             found=f"a model of '{card.get('method', card.get('stage', 'another kind'))}'",
             fix="correct genes.checkpoint",
         )
-    weights = {name: value for name, value in saved.items() if not name.startswith("head.")}
+    weights = part(saved, "net.gene_encoder")
+    if not weights:  # of the stage that trains it
+        parts = {"input": part(saved, "input"), "net": part(saved, "net.encoder")}
+        weights = {f"{name}.{key}": value for name, own in parts.items() for key, value in own.items()}
     return rebuild_gene_side(card["genes"], weights, store, file)
 
 
@@ -119,21 +110,5 @@ def encode_cases(side: GeneSide, store: CohortStore, case_ids: Sequence[str], de
 
 
 def _network(card: dict[str, Any]) -> nn.Module:
-    if card["encoder"] == "snn":
-        return SNN(card["num_kept"], card["dim"], dropout=card["dropout"])
-    fragments, groups = fit_fragments(card["num_kept"], card["fragments"], card["groups"])
-    return GroupMSA(
-        card["num_kept"],
-        card["dim"],
-        fragments,
-        groups,
-        heads=dividing_heads(card["dim"], card["heads"]),
-        ff_mult=card["ff_mult"],
-        dropout=card["dropout"],
-        gene_dropout=card["gene_dropout"],
-    )
-
-
-def dividing_heads(dim: int, wished: int) -> int:
-    """The most heads, up to the wish, that divide the width: a small `model.dim` then needs no second setting."""
-    return next(heads for heads in range(min(wished, dim), 0, -1) if dim % heads == 0)
+    sets = None if card["gene_sets"] is None else SetPlaces.of_card(card["gene_sets"])
+    return gene_network(card["encoder"], card["num_kept"], card["dim"], SimpleNamespace(**card), sets)

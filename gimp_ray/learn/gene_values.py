@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gimp_ray.config import GenesConfig
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.learn.gene_layout import SetLayout, SetPlaces, arranged, layout_of_sets
@@ -55,9 +54,7 @@ def read_columns(store: CohortStore, case_ids: Sequence[str], columns: NDArray[n
     return values if columns is None else values[:, columns]
 
 
-def fit_gene_values(
-    store: CohortStore, index: CohortIndex, genes: GenesConfig, fragments: int | None = None
-) -> GeneValues:
+def fit_gene_values(store: CohortStore, index: CohortIndex, genes: Any, fragments: int | None = None) -> GeneValues:
     """An input fitted on the index's (training) cases alone.
 
     Args:
@@ -110,14 +107,14 @@ def rebuild_gene_values(card: dict[str, Any], weights: dict[str, Tensor], store:
     return GeneValues(fitted, card, columns, sets)
 
 
-def set_layout(store: CohortStore, genes: GenesConfig, fragments: int | None) -> SetLayout | None:
+def set_layout(store: CohortStore, genes: Any, fragments: int | None) -> SetLayout | None:
     """The layout of `genes.sets` in that many fragments; None without sets, or where they are not to be used."""
     if genes.sets is None or fragments is None:
         return None
     return layout_of_sets(Path(genes.sets), store, fragments)
 
 
-def num_values(store: CohortStore, genes: GenesConfig, layout: SetLayout | None) -> int:
+def num_values(store: CohortStore, genes: Any, layout: SetLayout | None) -> int:
     """How many values a fitted input will hand over."""
     if layout is not None:
         return int(layout.slots.size)

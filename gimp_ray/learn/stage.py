@@ -27,6 +27,7 @@ from gimp_ray.feed.plan import Batching, CohortIndex, Plan, index_cases
 from gimp_ray.feed.windows import BagCache
 from gimp_ray.io.mirror import local_file
 from gimp_ray.io.storage import StorageError
+from gimp_ray.methods import find
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import Inputs, digest_of, read_card, sha256_of, trained_on
 from gimp_ray.store import CohortStore
@@ -61,41 +62,44 @@ class Stage:
     Args:
         config: the run's config as plain data (`Config.model_dump()`).
         run: the run folder.
+        stage: name of one of the stages of the config's method.
 
     Attributes:
+        does: what the method says of the stage.
         config: of it the keys in `reads`, nothing else.
         settings: how it is trained.
         seed: of its own, so that two stages of a run draw from different streams.
         files: files it starts from, by the config key that may name one.
     """
 
-    name: str
-    # sections and keys of the config that it depends on, besides `train` and what its method says of training
-    reads: tuple[str, ...] = ()
-    # modalities the store must hold: `patches`, `genes`
-    needs: tuple[str, ...] = ()
     # whether parts of the model are trained one after another, so that a step leaves some without a gradient
     in_turn: bool = False
     cache: BagCache | None = None
 
-    def __init__(self, config: dict[str, Any], run: str) -> None:
+    def __init__(self, config: dict[str, Any], run: str, stage: str) -> None:
         whole = build_config(config)
+        self.method = whole.method.name
+        self.does: Any = find(self.method).stage(stage)
+        self.name: str = self.does.name
+        self.reads: tuple[str, ...] = self.does.reads
+        # modalities the store must hold: `patches`, `genes`
+        self.needs: tuple[str, ...] = self.does.needs
         self.run = RunFolder(run)
         self.store = open_store(whole)
         self.config: Any = Given(whole, (*self.reads, *GIVEN_TO_ALL))
         self.settings = whole.stage_train(self.name)
         self.seed = stage_seed(whole.seed, self.name)
-        self._config_seed = whole.seed
+        self._config_seed, self._kind = whole.seed, type(whole)
         self.files = self.starts_from(whole)
         self._check_modalities()
 
     def starts_from(self, config: Config) -> dict[str, str]:
         """The files it starts from, here or in object storage, by the config key that may name them."""
-        return {}
-
-    def own(self, stage: str) -> str:
-        """The final model of another stage of this run."""
-        return str(self.run.model_file(stage))
+        starts = self.does.starts(config, self.store.num_genes > 0)
+        return {
+            key: str(self.run.model_file(file.removeprefix("stage:"))) if file.startswith("stage:") else file
+            for key, file in starts.items()
+        }
 
     def file(self, key: str) -> Path:
         """One of `files` as a local file."""
@@ -115,7 +119,7 @@ class Stage:
         split = {part: f"{len(cases)} cases, SHA-256 {digest_of(cases)}" for part, cases in self.parts.items()}
         tree = {
             "stage": self.name,
-            "settings": {key: value for key, value in (own | trained).items() if not is_free(key)},
+            "settings": {key: value for key, value in (own | trained).items() if not is_free(key, self._kind)},
             "seed": self._config_seed,
             "store": self.store.fingerprint,
             "split": split,
@@ -218,6 +222,25 @@ class Stage:
                 patients |= set(card.get("patients", ())) | set(patients_of(self.store, trained_on(card)))
         return {"trained_on": sorted(cases), "patients": sorted(patients)}
 
+    def card(self, genes: dict[str, Any] | None) -> dict[str, Any]:
+        """What rebuilds the model and says where it comes from.
+
+        Args:
+            genes: of its gene side.
+        """
+        config: Any = getattr(self, "made_of", self.config)
+        sections = {key.partition(".")[0] for key in self.reads} - {"split"}
+        return {
+            "method": self.method,
+            "config": {key: _plain(getattr(config, key)) for key in sorted(sections)},
+            "patch_dim": (self.store.dim or 0) if "patches" in self.needs else 0,
+            "genes": genes,
+            "classes": list(self.store.classes),
+            "store_fingerprint": self.store.fingerprint,
+            "split": self.config.split.model_dump(),
+            **self.seen_in_training(),
+        }
+
     def labels_of(self, cases: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.index.labels[cases]
 
@@ -230,6 +253,12 @@ class Stage:
                     file=self.store.path,
                     fix=f"ingest again with --{modality}",
                 )
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    """A section, or the part of one that a stage was given, as plain data."""
+    plain: dict[str, Any] = settings.model_dump(mode="json") if isinstance(settings, Section) else dict(vars(settings))
+    return plain
 
 
 def stage_seed(seed: int, stage: str) -> int:

@@ -18,6 +18,7 @@ Shape suffixes: B batch, N patches, E patch embedding width, D hidden width, C c
 
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import IMAGE, numbers_of, recipe, settings_of, supervised
 from gimp_ray.nn.pooling import AttentionBag, BagOutput
 
 
@@ -62,3 +63,12 @@ class ABMIL(nn.Module):
         pooled = self.trunk(patches_BNE, valid_BN)
         bag_BD = pooled.bag[:, 0]
         return BagOutput(self.classify(bag_BD), bag_BD, pooled.attention[:, 0])
+
+
+METHOD = supervised(
+    title="ABMIL",
+    paper="Ilse, Tomczak & Welling, ICML 2018",
+    needs=IMAGE,
+    settings=settings_of(ABMIL, train=recipe(epochs=20, lr=1e-4, weight_decay=1e-4)),
+    network=lambda config, sizes: ABMIL(sizes.patch_dim, sizes.outputs, **numbers_of(config.method)),
+)

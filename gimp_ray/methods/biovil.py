@@ -38,16 +38,27 @@ Shape suffixes: B batch of one worker, N rows of all workers, P width of the hea
 E patch embedding width.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import Loss, Sizes, Tensors, Window
+from gimp_ray.methods.contrastive import contrastive
+from gimp_ray.methods.gimp import aggregator_of
+from gimp_ray.methods.sections import MethodSection
 from gimp_ray.nn.aggregator import PatchAggregator, image_head, text_head
 from gimp_ray.nn.attention import REGIONS, region_means
 from gimp_ray.nn.genes import GeneEncoder, GroupTargets, across_groups, group_means, group_tokens, grouped_net
-from gimp_ray.nn.losses import gather_rows, infonce, masked_patch_loss
+from gimp_ray.nn.losses import gather_rows, infonce, masked_patch_loss, patches_at
 from gimp_ray.nn.pooling import masked_softmax
+
+GROUPS = 1  # stream of draws from a window's seed, beside the patches'
 
 
 class BioViLOutput(NamedTuple):
@@ -217,3 +228,69 @@ def masked_group_loss(predicted_BR: Tensor, target_BR: Tensor, masked_BR: Tensor
     error_BR = (predicted_BR.to(dtype) - target_BR.to(dtype)).square().masked_fill(~masked_BR, 0.0)
     count_B = masked_BR.sum(dim=1)
     return (error_BR.sum(dim=1) / count_B.clamp_min(1)).sum() / (count_B > 0).sum().clamp_min(1)
+
+
+class Settings(MethodSection):
+    """Of `BioViL` and `biovil_loss`."""
+
+    out_dim: int = Field(128, ge=1, description="width of the projections")
+    regions: int = Field(256, ge=1, description="most regions of a window")
+    temperature: float = Field(0.5, gt=0, description="of the contrast")
+    mask_weight: float = Field(0.1, ge=0, description="of the masked gene groups")
+    mask_ratio: float = Field(0.15, gt=0, lt=1, description="share of the gene groups that is masked")
+    warm_up: float = Field(0.2, ge=0, lt=1, description="share of the epochs before both sides are joined")
+
+
+def draw_groups(seeds: NDArray[np.uint64], groups: int, count: int, stream: int) -> NDArray[np.bool_]:
+    """(B, R) bool: exactly `count` of the groups of each sample, from its seed and the stream alone."""
+    chosen = np.zeros((len(seeds), groups), dtype=bool)
+    for row, seed in zip(chosen, seeds, strict=True):
+        draws = np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
+        row[draws.permutation(groups)[:count]] = True
+    return chosen
+
+
+def _network(config: Any, sizes: Sizes) -> BioViL:
+    own, aggregator = config.method, aggregator_of(config, sizes.patch_dim)
+    assert sizes.targets is not None
+    return BioViL(aggregator, sizes.encoder, sizes.targets(2), own.out_dim, own.regions)
+
+
+def _read(config: Any, window: Window) -> dict[str, NDArray[Any]]:
+    own = config.method
+    masked = max(1, round(own.mask_ratio * window.groups))
+    arrays: dict[str, NDArray[Any]] = {"masked_groups": draw_groups(window.seeds, window.groups, masked, GROUPS)}
+    if window.epoch < round(own.warm_up * window.epochs):
+        # one split for all cases of an epoch: with a split each, which groups are seen would tell more than whose
+        seeds = np.full(len(window.case), window.epoch, dtype=np.uint64)
+        arrays["half"] = draw_groups(seeds, window.groups, window.groups // 2, window.seed)
+        arrays["masked"] = window.masked(config.mask.ratio)
+    return arrays
+
+
+def _loss(config: Any, model: nn.Module, batch: Tensors) -> Loss:
+    patches_BLE, masked_BM = batch["patches"], batch.get("masked")
+    out: BioViLOutput = model(
+        patches_BLE, batch["genes"], batch["masked_groups"], half_BR=batch.get("half"), masked=masked_BM
+    )
+    result = biovil_loss(
+        out.first,
+        out.second,
+        out.predicted,
+        out.target,
+        batch["masked_groups"],
+        out.reconstruction,
+        None if masked_BM is None else patches_at(patches_BLE, masked_BM),
+        counted=batch["counted"],
+        temperature=config.method.temperature,
+        mask_weight=config.method.mask_weight,
+    )
+    parts = {"loss_contrast": result.contrast, "loss_groups": result.groups, "retrieval": result.accuracy}
+    if result.patches is not None:
+        parts["loss_rec"] = result.patches
+    return result.loss + out.idle, parts
+
+
+METHOD = contrastive(
+    "biovil", "BioViL", "Boecking et al., ECCV 2022", Settings, _network, _loss, _read, fewest_groups=2
+)

@@ -40,12 +40,25 @@ far apart: a log-sum-exp needs no such guard.
 Shape suffixes: B batch, C classes, P picked patches.
 """
 
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import (
+    IMAGE,
+    Loss,
+    Method,
+    Phase,
+    Sizes,
+    Target,
+    Tensors,
+    recipe,
+    settings_of,
+    supervised,
+)
 from gimp_ray.nn.pooling import AttentionBag, PooledBag, attention_of_predicted
 
 
@@ -246,3 +259,41 @@ def _mean_of_picked(loss_BCP: Tensor, picked_BP: Tensor) -> Tensor:
     """(B, C), 0 where nothing was picked."""
     count_B1 = picked_BP.sum(dim=1, keepdim=True).clamp_min(1)
     return loss_BCP.masked_fill(~picked_BP[:, None], 0.0).sum(dim=2) / count_B1
+
+
+def _loss(target: Target, out: CLAMOutput, batch: Tensors, config: Any) -> Loss:
+    """Cross-entropy of the bag and the clustering of its most and least attended patches."""
+    own = config.method
+    found = clam_loss(
+        out.logits,
+        out.top_logits,
+        out.bottom_logits,
+        out.picked,
+        batch["target"],
+        own.bag_weight,
+        own.subtyping,
+        own.kind,
+    )
+    accuracy = (out.logits.argmax(dim=-1) == batch["target"]).float().mean()
+    return found.loss, {"loss_bag": found.bag, "loss_instance": found.instance, "accuracy": accuracy}
+
+
+def _network(config: Any, sizes: Sizes, multi_branch: bool) -> CLAM:
+    own = config.method
+    return CLAM(sizes.patch_dim, sizes.outputs, multi_branch, own.dim, own.attention_dim, own.instances, own.dropout)
+
+
+def method(title: str, multi_branch: bool) -> Method:
+    """CLAM with one attention branch, or one for each class."""
+    return supervised(
+        title=title,
+        paper="Lu et al., Nature Biomedical Engineering 2021",
+        needs=IMAGE,
+        settings=settings_of(
+            CLAM, clam_loss, leave=("multi_branch",), train=recipe(epochs=200, lr=2e-4, patience=20, min_epochs=50)
+        ),
+        network=partial(_network, multi_branch=multi_branch),
+        phases=(Phase(_loss),),
+        kinds=("class",),
+        why_not="its clustering of patches needs the one class that a case has",
+    )

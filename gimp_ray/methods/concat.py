@@ -9,6 +9,7 @@ Training there: Adam, lr 2e-4, weight decay 1e-5, gradients of 32 bags added up,
 Adapted: C logits under cross-entropy replace the survival head; batches of bags with a mask.
 """
 
+from gimp_ray.methods.base import JOINT, numbers_of, recipe, settings_of, supervised
 from gimp_ray.nn.fusion import AttentionFusion, ConcatFusion
 
 
@@ -32,3 +33,15 @@ class ConcatMIL(AttentionFusion):
             return ConcatFusion(joint_dim, joint_dim, joint_dim)
 
         super().__init__(in_dim, num_genes, num_classes, fusion, dim, attention_dim, joint_dim, 0.0, dropout)
+
+
+METHOD = supervised(
+    title="concat(ABMIL, SNN)",
+    paper="baseline of Chen et al., ICCV 2021",
+    needs=JOINT,
+    settings=settings_of(ConcatMIL, train=recipe(epochs=20, lr=2e-4, accumulate=32)),
+    network=lambda config, sizes: ConcatMIL(
+        sizes.patch_dim, sizes.num_genes, sizes.outputs, **numbers_of(config.method)
+    ),
+    penalised=("genes",),
+)

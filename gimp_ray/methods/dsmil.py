@@ -26,12 +26,13 @@ DSMIL's loss: half on the bag, half on the highest patch of each class (Li, Li &
 Shape suffixes: B batch, C classes.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import IMAGE, Loss, Phase, Target, Tensors, recipe, settings_of, supervised
 from gimp_ray.nn.pooling import attention_of_predicted, masked_softmax, read_bag, weighted_sum
 
 
@@ -143,3 +144,41 @@ def dsmil_loss(
     one_hot_BC = F.one_hot(labels_B, logits_BC.shape[1]).to(dtype)
     bag, top = (F.binary_cross_entropy_with_logits(x_BC, one_hot_BC) for x_BC in (bag_BC, top_BC))
     return (bag + top) / 2
+
+
+def _loss(target: Target, out: DSMILOutput, batch: Tensors, config: Any) -> Loss:
+    """Half on the bag, half on the highest patch of each class or label; the losses of labels are the target's."""
+    if target.kind == "class":
+        accuracy = (out.logits.argmax(dim=-1) == batch["target"]).float().mean()
+        loss = dsmil_loss(out.logits, out.max_logits, batch["target"], config.method.kind)
+        return loss, {"accuracy": accuracy}
+    bag, parts = target.loss(out.logits, batch)
+    return (bag + target.loss(out.max_logits, batch)[0]) / 2, parts
+
+
+def _predict(target: Target, out: DSMILOutput) -> Tensor:
+    """Sigmoids of the bag logits, (B, P). Those of classes are divided by their sum, which keeps the arg max: a table
+    has probabilities of classes that exclude each other.
+    """
+    if target.kind != "class":
+        return target.predict(out.logits)
+    # the softmax of log sigmoid is the sigmoid over the sum of them
+    return target.predict(F.logsigmoid(out.logits.double()))
+
+
+METHOD = supervised(
+    title="DSMIL",
+    paper="Li, Li & Eliceiri, CVPR 2021",
+    needs=IMAGE,
+    settings=settings_of(
+        DSMIL,
+        dsmil_loss,
+        train=recipe(epochs=50, lr=1e-4, weight_decay=1e-3, betas=(0.5, 0.9), schedule="cosine", patience=10),
+    ),
+    network=lambda config, sizes: DSMIL(
+        sizes.patch_dim, sizes.outputs, config.method.query_dim, config.method.value_map, config.method.dropout
+    ),
+    phases=(Phase(_loss, _predict),),
+    kinds=("class", "labels"),
+    why_not="its instance stream scores patches for a class each, which time bins and risks are not",
+)

@@ -1,17 +1,103 @@
-"""GiMP as pre-trained (image and gene side, mask token, decoder) and as fine-tuned (the same sides under an MLP head).
+"""GiMP (Jin et al., MICCAI 2023): its gene encoder's training, its pre-training and its fine-tuning.
 
-Left out: the losses (`gimp_ray.nn.losses`) and which patches are masked (the plan's decision).
+Stage `genes` trains GroupMSA on genes and labels (section 2.1). Stage `pretrain` learns masked patches and gene-induced
+triplets on windows, L_pre = w_rec L_rec + w_tri L_tri, with the gene encoder at rest (section 2.3). Stage `finetune`
+trains an MLP head on CLS_pat over whole bags (section 3).
 
 Shape suffixes: B batch, L patches, M masked patches, E patch embedding width, D hidden width, G genes, C classes.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
 import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from gimp_ray.config import Config
+from gimp_ray.config_training import Section
+from gimp_ray.methods.base import Loss, Method, Phase, Pretrain, Sizes, Supervise, Target, Tensors, Window, own
+from gimp_ray.methods.sections import (
+    BatchConfig,
+    FinetuneConfig,
+    GenesConfig,
+    MaskConfig,
+    ModelConfig,
+    WindowConfig,
+)
 from gimp_ray.nn.aggregator import KeepsFrozen, MLPHead, PatchAggregator
+from gimp_ray.nn.genes import gene_network
+from gimp_ray.nn.losses import TripletResult, gather_workers, masked_patch_loss, patches_at, triplet_loss
+
+
+class TripletConfig(Section):
+    """Gene-induced triplet learning (section 2.3, Eq. 4)."""
+
+    margin: float = Field(0.8, ge=0, description="delta of Eq. 4")
+    mining: Literal["batch_all", "batch_hard", "semi_hard"] = Field(
+        "batch_all", description="which triplets of a mini-batch count"
+    )
+    scope: Literal["local", "global"] = Field(
+        "local", description="local: triplets inside each worker's mini-batch; global: over those of all workers"
+    )
+    average: Literal["active", "valid"] = Field("active", description="mean over triplets with a loss, or over all")
+    normalize: bool = Field(True, description="L2-normalise CLS_pat before the distances")
+    weight: float = Field(1.0, ge=0, description="weight of L_tri in L_pre; 0 switches it off")
+
+
+class ObjectiveConfig(Section):
+    """What stage `pretrain` learns."""
+
+    genes: bool = Field(
+        True, description="false pre-trains on images alone, and the gene encoder joins in fine-tuning (Table 2)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_method(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "name" in given:
+            raise ValueError(f"another pre-training is another method: give method.name: {given['name']} in its place")
+        return given
+
+
+class WindowedConfig(Config):
+    """The config of GiMP and of the pre-trainings it is compared with."""
+
+    trained_by: ClassVar[Mapping[str, str]] = {"genes": "genes", "finetune": "finetune"}
+
+    window: WindowConfig = WindowConfig()
+    mask: MaskConfig = MaskConfig()
+    batch: BatchConfig = BatchConfig()
+    model: ModelConfig = ModelConfig()
+    genes: GenesConfig = GenesConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+
+    @model_validator(mode="after")
+    def _something_is_masked(self) -> WindowedConfig:
+        if round(self.mask.ratio * self.window.length) < 1:
+            raise ValueError("mask.ratio times window.length must round to at least 1, or nothing is masked")
+        return self
+
+
+class GimpConfig(WindowedConfig):
+    """The config of GiMP."""
+
+    triplet: TripletConfig = TripletConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+
+    @model_validator(mode="after")
+    def _triplets_exist(self) -> GimpConfig:
+        balanced = self.batch.balance == "classes" and self.triplet.weight > 0
+        if balanced and (self.batch.classes < 2 or self.batch.cases_per_class < 2):
+            raise ValueError(
+                "batch.classes and batch.cases_per_class must be at least 2, or no mini-batch has a triplet "
+                "(triplet.weight: 0 switches it off)"
+            )
+        return self
 
 
 class GiMPOutput(NamedTuple):
@@ -145,3 +231,199 @@ class GiMPClassifier(KeepsFrozen):
         cls_img_BD, _ = self.aggregator(patches_BLE, valid, tokens=False)
         cls_pat_BF = _join(cls_img_BD, cls_ge_BD)
         return GiMPClassifierOutput(self.head(cls_pat_BF), cls_img_BD, cls_ge_BD, cls_pat_BF)
+
+
+class GeneClassifier(nn.Module):
+    """A gene encoder's network under a linear head, for its supervised training."""
+
+    def __init__(self, encoder: nn.Module, dim: int, classes: int) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, MLPHead(dim, classes, hidden=())
+
+    def forward(self, genes_BG: Tensor) -> Tensor:
+        """(B, G) scaled expression -> (B, C)."""
+        logits_BC: Tensor = self.head(self.encoder(genes_BG))
+        return logits_BC
+
+
+def aggregator_of(config: Any, patch_dim: int) -> PatchAggregator:
+    """The patch aggregator of section 2.2 for embeddings of width `patch_dim`."""
+    model = config.model
+    return PatchAggregator(
+        patch_dim,
+        model.dim,
+        heads=model.heads,
+        dim_head=model.dim_head,
+        num_landmarks=model.landmarks,
+        pinv_iterations=model.pinv_iterations,
+        residual_kernel=model.residual_kernel,
+        layers=model.layers,
+        dropout=model.dropout,
+        activation_checkpointing=model.activation_checkpointing,
+    )
+
+
+def gene_card(config: Any) -> dict[str, Any]:
+    """What rebuilds the gene encoder's network, beside its genes."""
+    genes, keys = config.genes, ("encoder", "fragments", "groups", "heads", "ff_mult", "dropout", "gene_dropout")
+    return {"dim": config.model.dim} | {key: getattr(genes, key) for key in keys}
+
+
+def pretrainable(config: Any, sizes: Sizes) -> GiMP:
+    """The pre-training model; of it the two sides alone are what embeds cases."""
+    return GiMP(aggregator_of(config, sizes.patch_dim), sizes.encoder, sizes.patch_dim)
+
+
+def _wants_genes(config: Any, has_genes: bool) -> bool:
+    return has_genes and config.genes.encoder != "none"
+
+
+def _smoothed(target: Target, logits_BC: Tensor, batch: Tensors, config: Any) -> Loss:
+    accuracy = (logits_BC.argmax(dim=-1) == batch["target"]).float().mean()
+    loss = F.cross_entropy(logits_BC, batch["target"], label_smoothing=config.genes.label_smoothing)
+    return loss, {"accuracy": accuracy}
+
+
+def _gene_classifier(config: Any, sizes: Sizes) -> GeneClassifier:
+    dim = config.model.dim
+    return GeneClassifier(
+        gene_network(config.genes.encoder, sizes.num_genes, dim, config.genes, sizes.sets), dim, sizes.outputs
+    )
+
+
+def _pretraining_starts(config: Any, has_genes: bool) -> dict[str, str]:
+    if not config.objective.genes or not _wants_genes(config, has_genes):
+        return {}
+    return {"genes.checkpoint": config.genes.checkpoint or own("genes")}
+
+
+def _read(config: Any, window: Window) -> dict[str, Any]:
+    return {
+        "masked": window.masked(config.mask.ratio),
+        # a rank that has nothing left repeats a case, which is no positive or negative of another rank's
+        "label": window.label if window.counted else np.full_like(window.label, -1),
+        "patient": window.patient,
+    }
+
+
+def triplets(config: Any, cls_pat_BF: Tensor, batch: Tensors) -> TripletResult:
+    """L_tri of a mini-batch with `label` (-1 where it must not be known) and `patient`, or of those of all workers."""
+    triplet = config.triplet
+    rows: tuple[Tensor, ...] = (cls_pat_BF, batch["label"], batch["patient"])
+    if triplet.scope == "global":
+        rows = gather_workers(*rows)
+    if config.split.transductive or triplet.scope == "global":
+        known = rows[1] >= 0
+        rows = tuple(values[known] for values in rows)
+    return triplet_loss(
+        rows[0],
+        rows[1],
+        margin=triplet.margin,
+        mining=triplet.mining,
+        normalize=triplet.normalize,
+        patients_B=rows[2],
+        average=triplet.average,
+    )
+
+
+def _loss(config: Any, model: nn.Module, batch: Tensors) -> Loss:
+    patches_BLE, masked_BM = batch["patches"], batch["masked"]
+    out: GiMPOutput = model(patches_BLE, cls_ge=batch.get("cls_ge"), masked=masked_BM)
+    assert out.reconstruction is not None
+    reconstruction = masked_patch_loss(out.reconstruction, patches_at(patches_BLE, masked_BM), config.mask.reduction)
+    mined = triplets(config, out.cls_pat, batch)
+    return config.mask.weight * reconstruction + config.triplet.weight * mined.loss, {
+        "loss_rec": reconstruction,
+        "loss_tri": mined.loss,
+        "active_triplets": mined.active_share,
+        "distance_positive": mined.mean_positive_distance,
+        "distance_negative": mined.mean_negative_distance,
+    }
+
+
+def _finetuning_starts(config: Any, has_genes: bool) -> dict[str, str]:
+    init, files = config.finetune.init, {}
+    if init != "scratch":
+        files["finetune.init"] = own("pretrain") if init == "pretrain" else init
+    images_alone = isinstance(config, GimpConfig) and not config.objective.genes
+    if (init == "scratch" or images_alone) and _wants_genes(config, has_genes):
+        files["genes.checkpoint"] = config.genes.checkpoint or own("genes")
+    return files
+
+
+def _classifier(config: Any, sizes: Sizes) -> GiMPClassifier:
+    return GiMPClassifier(
+        aggregator_of(config, sizes.patch_dim),
+        sizes.encoder,
+        sizes.outputs,
+        config.model.dim,
+        hidden=(config.finetune.hidden,),
+        dropout=config.finetune.dropout,
+        gene_dim=sizes.gene_dim,
+    )
+
+
+def answer(network: nn.Module, batch: Tensors) -> Any:
+    """The network's output for whole bags, with genes or their CLS_ge where it has a gene side."""
+    return network(batch["patches"], batch.get("genes"), cls_ge=batch.get("cls_ge"), valid=batch.get("valid"))
+
+
+GENES = Supervise(
+    name="genes",
+    network=_gene_classifier,
+    needs=("genes",),
+    reads=("genes", "model.dim"),
+    starts=lambda config, has_genes: {"genes.sets": config.genes.sets} if config.genes.sets else {},
+    phases=(Phase(_smoothed),),
+    fragments=lambda config: config.genes.fragments,
+    label=True,
+    batch_size=lambda config: config.genes.batch_size,
+    select=lambda config: "loss",
+    l1=lambda config: 0.0,
+    mixup=lambda config: config.genes.mixup,
+    gene_card=gene_card,
+)
+
+FINETUNE = Supervise(
+    network=_classifier,
+    needs=("patches",),
+    reads=("finetune", "model", "target", "objective.genes", "genes.encoder"),
+    starts=_finetuning_starts,
+    batch_size=lambda config: config.finetune.batch_size,
+    l1=lambda config: 0.0,
+    answer=answer,
+    frozen=lambda config: config.finetune.freeze_genes,
+    takes=("aggregator",),
+    inherited=("model",),
+    head=lambda config, width, outputs: MLPHead(width, outputs, hidden=(config.finetune.hidden,)),
+)
+
+METHOD = Method(
+    title="GiMP",
+    paper="Jin et al., MICCAI 2023",
+    config=GimpConfig,
+    stages=(
+        GENES,
+        Pretrain(
+            network=pretrainable,
+            embed=pretrainable,
+            answer=answer,
+            read=_read,
+            loss=_loss,
+            needs=("patches",),
+            reads=(
+                "window",
+                "mask",
+                "triplet",
+                "batch",
+                "model",
+                "objective.genes",
+                "genes.encoder",
+                "split.transductive",
+            ),
+            starts=_pretraining_starts,
+            labels=lambda config: config.triplet.weight > 0,
+        ),
+        FINETUNE,
+    ),
+)

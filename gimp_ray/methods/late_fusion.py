@@ -15,12 +15,13 @@ Shape suffixes: B batch, N patches, E patch embedding width, G genes, C classes.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gimp_ray.methods.abmil import ABMIL
+from gimp_ray.methods.base import JOINT, Loss, Phase, Target, Tensors, numbers_of, recipe, settings_of, supervised
 from gimp_ray.nn.genes import SNN
 
 
@@ -91,3 +92,27 @@ class LateFusion(nn.Module):
         genes_logits_BC = self.classify_genes(self.genes(genes_BG))
         logits_BC = mean_probability(image.logits, genes_logits_BC)
         return TwoModelOutput(logits_BC, image.bag, image.attention, image.logits, genes_logits_BC)
+
+
+def both_alone(target: Target, out: Any, batch: Tensors, config: Any) -> Loss:
+    """The sum of both modalities' losses: they share no weight, so each learns as if alone."""
+    image, _ = target.loss(out.image_logits, batch)
+    genes, _ = target.loss(out.genes_logits, batch)
+    return image + genes, {"loss_image": image, "loss_genes": genes}
+
+
+def mean_of_both(target: Target, out: Any) -> Tensor:
+    """The mean of what either modality predicts, (B, P)."""
+    return (target.predict(out.image_logits) + target.predict(out.genes_logits)) / 2
+
+
+METHOD = supervised(
+    title="Late fusion (ABMIL, SNN)",
+    needs=JOINT,
+    settings=settings_of(LateFusion, train=recipe(epochs=20, lr=2e-4)),
+    network=lambda config, sizes: LateFusion(
+        sizes.patch_dim, sizes.num_genes, sizes.outputs, **numbers_of(config.method)
+    ),
+    phases=(Phase(both_alone, mean_of_both),),
+    penalised=("genes", "classify_genes"),
+)

@@ -32,6 +32,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import JOINT, numbers_of, recipe, settings_of, supervised
 from gimp_ray.nn.fusion import BilinearFusion, ConcatFusion
 from gimp_ray.nn.pooling import AttentionPool, masked_softmax, read_bag
 
@@ -201,3 +202,17 @@ class MCAT(nn.Module):
         image_BTD, coattention_BTN = self.coattention(genes_BTD, x_BND, valid_BN)
         fused_BD = self.fusion(self.encode_image(image_BTD), self.encode_genes(genes_BTD))
         return MCATOutput(self.classify(fused_BD), fused_BD, coattention_BTN.mean(dim=1), coattention_BTN)
+
+
+METHOD = supervised(
+    title="MCAT",
+    paper="Chen et al., ICCV 2021",
+    needs=JOINT,
+    settings=settings_of(MCAT, train=recipe(epochs=20, lr=2e-4, accumulate=32)),
+    network=lambda config, sizes: MCAT(
+        sizes.patch_dim, sizes.num_genes, sizes.sets.groups, sizes.outputs, **numbers_of(config.method)
+    ),
+    sets=True,
+    fragments=lambda config: 1,
+    penalised=("genes",),
+)

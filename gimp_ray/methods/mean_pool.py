@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import IMAGE, numbers_of, recipe, settings_of, supervised
 from gimp_ray.nn.aggregator import MLPHead
 from gimp_ray.nn.pooling import BagOutput, read_bag
 
@@ -53,3 +54,12 @@ class MeanPoolMLP(nn.Module):
         else:
             bag_BE = x_BNE.sum(dim=1, dtype=dtype) / valid_BN.sum(dim=1).clamp_min(1)[:, None]
         return BagOutput(self.head(bag_BE), bag_BE, None)
+
+
+METHOD = supervised(
+    title="Mean pool + MLP",
+    paper="SiMLP, arXiv 2502.20823",
+    needs=IMAGE,
+    settings=settings_of(MeanPoolMLP, train=recipe(epochs=50, lr=1e-4)),
+    network=lambda config, sizes: MeanPoolMLP(sizes.patch_dim, sizes.outputs, **numbers_of(config.method)),
+)

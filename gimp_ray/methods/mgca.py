@@ -48,12 +48,21 @@ Shape suffixes: B batch of one worker, N rows of all workers, P width of the hea
 tokens of either side, K prototypes.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import Loss, Sizes, Tensors, Window
+from gimp_ray.methods.contrastive import contrastive
+from gimp_ray.methods.gimp import aggregator_of
+from gimp_ray.methods.sections import MethodSection
 from gimp_ray.nn.aggregator import PatchAggregator, two_layer_head
 from gimp_ray.nn.attention import REGIONS, region_means
 from gimp_ray.nn.genes import GeneEncoder, across_groups, group_tokens, grouped_net
@@ -302,3 +311,49 @@ def sinkhorn(scores_NK: Tensor, epsilon: float = 0.05, iterations: int = 3) -> T
         log_NK = log_NK - log_NK.logsumexp(dim=0, keepdim=True)
         log_NK = log_NK - log_NK.logsumexp(dim=1, keepdim=True)
     return log_NK.softmax(dim=1)
+
+
+class Settings(MethodSection):
+    """Of `MGCA` and `mgca_loss`."""
+
+    hidden: int = Field(2048, ge=1, description="width of the heads' hidden layer")
+    out_dim: int = Field(128, ge=1, description="width of the projections")
+    prototypes: int = Field(64, ge=1, description="clusters of patients")
+    regions: int = Field(256, ge=1, description="most regions of a window")
+    still_epochs: int = Field(1, ge=0, description="first epochs in which the prototypes rest")
+    temperature: float = Field(0.07, gt=0, description="of the contrast of patients")
+    local_temperature: float = Field(0.1, gt=0, description="of the contrast of tokens")
+    prototype_temperature: float = Field(0.2, gt=0, description="of the prototypes")
+    epsilon: float = Field(0.05, gt=0, description="of Sinkhorn")
+    iterations: int = Field(3, ge=1, description="of Sinkhorn")
+    weights: tuple[float, float, float] = Field((1.0, 0.7, 0.5), description="of patients, tokens and prototypes")
+
+
+def _network(config: Any, sizes: Sizes) -> MGCA:
+    own = config.method
+    aggregator = aggregator_of(config, sizes.patch_dim)
+    return MGCA(aggregator, sizes.encoder, own.hidden, own.out_dim, own.prototypes, own.regions)
+
+
+def _read(config: Any, window: Window) -> dict[str, NDArray[Any]]:
+    return {"still": np.ones(len(window.case), dtype=bool)} if window.epoch < config.method.still_epochs else {}
+
+
+def _loss(config: Any, model: nn.Module, batch: Tensors) -> Loss:
+    out: MGCAOutput = model(batch["patches"], batch["genes"], still="still" in batch)
+    own = config.method
+    result = mgca_loss(
+        **out._asdict(),
+        counted=batch["counted"],
+        temperature=own.temperature,
+        local_temperature=own.local_temperature,
+        prototype_temperature=own.prototype_temperature,
+        epsilon=own.epsilon,
+        iterations=own.iterations,
+        weights=own.weights,
+    )
+    parts = {"loss_ita": result.ita, "loss_cta": result.cta, "loss_cpa": result.cpa, "retrieval": result.accuracy}
+    return result.loss, parts
+
+
+METHOD = contrastive("mgca", "MGCA", "Wang et al., NeurIPS 2022", Settings, _network, _loss, _read)

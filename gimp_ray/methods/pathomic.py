@@ -28,7 +28,8 @@ from typing import Literal, Self, get_args
 
 from torch import Tensor, nn
 
-from gimp_ray.methods.late_fusion import LateFusion, TwoModelOutput
+from gimp_ray.methods.base import JOINT, Phase, numbers_of, recipe, settings_of, supervised
+from gimp_ray.methods.late_fusion import LateFusion, TwoModelOutput, both_alone, mean_of_both
 from gimp_ray.nn.fusion import BilinearFusion
 
 Stage = Literal["unimodal", "fusion", "fusion_genes"]
@@ -134,3 +135,25 @@ class PathomicFusion(LateFusion):
         fused_BF = self.fusion(self.reduce_image(image.bag), genes_BR)
         genes_logits_BC = self.classify_genes(genes_BR)
         return TwoModelOutput(self.classify(fused_BF), fused_BF, image.attention, image.logits, genes_logits_BC)
+
+
+METHOD = supervised(
+    title="Pathomic Fusion",
+    paper="Chen et al., IEEE TMI 2020",
+    needs=JOINT,
+    settings=settings_of(
+        PathomicFusion,
+        l1=3e-4,
+        train=recipe(epochs=60, lr=5e-4, weight_decay=0.0, betas=(0.5, 0.999), schedule="linear", accumulate=32),
+    ),
+    network=lambda config, sizes: PathomicFusion(
+        sizes.patch_dim, sizes.num_genes, sizes.outputs, **numbers_of(config.method)
+    ),
+    # each modality alone, then what joins them, and 5 of 30 epochs later the gene network with it
+    phases=(
+        Phase(both_alone, mean_of_both, "unimodal"),
+        Phase(name="fusion", begin=1 / 2),
+        Phase(name="fusion_genes", begin=1 / 2 + 1 / 12),
+    ),
+    penalised=("genes",),
+)

@@ -17,6 +17,7 @@ Adapted:
 The L1 penalty is `method.l1`.
 """
 
+from gimp_ray.methods.base import JOINT, numbers_of, recipe, settings_of, supervised
 from gimp_ray.nn.fusion import AttentionFusion, BilinearFusion
 
 
@@ -51,3 +52,15 @@ class Porpoise(AttentionFusion):
             return BilinearFusion(*widths, "linear", gates, gates, "inputs" if skip else None, dropout)
 
         super().__init__(in_dim, num_genes, num_classes, fusion, dim, attention_dim, joint_dim, input_dropout, dropout)
+
+
+METHOD = supervised(
+    title="PORPOISE",
+    paper="Chen et al., Cancer Cell 2022",
+    needs=JOINT,
+    settings=settings_of(Porpoise, l1=1e-5, train=recipe(epochs=20, lr=2e-4, accumulate=32)),
+    network=lambda config, sizes: Porpoise(
+        sizes.patch_dim, sizes.num_genes, sizes.outputs, **numbers_of(config.method)
+    ),
+    penalised=("genes", "fusion"),
+)

@@ -37,15 +37,22 @@ lambda = 0.75, temperature 0.1 (ConVIRT's loss), w = 1.
 Shape suffixes: B batch of one worker, N rows of all workers, F width of the contrast, R gene groups, K bins.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import Loss, Sizes, Tensors
+from gimp_ray.methods.contrastive import contrastive
+from gimp_ray.methods.gimp import aggregator_of
+from gimp_ray.methods.sections import MethodSection
 from gimp_ray.nn.aggregator import PatchAggregator
 from gimp_ray.nn.attention import REGIONS, contiguous_views, region_means
-from gimp_ray.nn.genes import GeneEncoder, GroupTargets, group_means, grouped_net
+from gimp_ray.nn.genes import GeneEncoder, GroupTargets, dividing_heads, group_means, grouped_net
 from gimp_ray.nn.losses import gather_rows, infonce
 
 
@@ -216,3 +223,49 @@ def refers_loss(
     dtype = torch.promote_types(logits_BRK.dtype, torch.float32)
     caption = F.cross_entropy(logits_BRK.flatten(0, 1).to(dtype), bins_BR.flatten())
     return REFERSLoss(caption_weight * caption + contrast, caption, contrast, accuracy)
+
+
+class Settings(MethodSection):
+    """Of `REFERS` and `refers_loss`."""
+
+    views: int = Field(3, ge=1, description="contiguous parts of a window")
+    heads: int = Field(16, ge=1, description="attention heads; the most up to this that divide model.dim are used")
+    dropout: float = Field(0.1, ge=0, lt=1, description="of the decoder")
+    regions: int = Field(256, ge=1, description="most regions of a window, shared among the views")
+    bins: int = Field(16, ge=2, description="quantile bins of a group's mean expression")
+    temperature: float = Field(0.1, gt=0, description="of the contrast")
+    image_weight: float = Field(0.75, ge=0, le=1, description="of the direction from images to genes")
+    caption_weight: float = Field(1.0, ge=0, description="of telling the genes")
+
+    @model_validator(mode="after")
+    def _a_region_a_view(self) -> Settings:
+        if self.regions < self.views:
+            raise ValueError("regions must be at least views, since they are shared among them")
+        return self
+
+
+def _network(config: Any, sizes: Sizes) -> REFERS:
+    own, aggregator = config.method, aggregator_of(config, sizes.patch_dim)
+    assert sizes.targets is not None
+    heads = dividing_heads(aggregator.dim, own.heads)
+    return REFERS(aggregator, sizes.encoder, sizes.targets(own.bins), own.views, heads, own.dropout, own.regions)
+
+
+def _loss(config: Any, model: nn.Module, batch: Tensors) -> Loss:
+    out: REFERSOutput = model(batch["patches"], batch["genes"])
+    own = config.method
+    result = refers_loss(
+        out.image,
+        out.genes,
+        out.logits,
+        out.bins,
+        counted=batch["counted"],
+        temperature=own.temperature,
+        image_weight=own.image_weight,
+        caption_weight=own.caption_weight,
+    )
+    parts = {"loss_caption": result.caption, "loss_contrast": result.contrast, "retrieval": result.accuracy}
+    return result.loss, parts
+
+
+METHOD = contrastive("refers", "REFERS", "Zhou et al., Nature Machine Intelligence 2022", Settings, _network, _loss)

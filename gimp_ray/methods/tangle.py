@@ -20,13 +20,21 @@ Left out: the variants that reconstruct expression or contrast a slide with itse
 Shape suffixes: B batch, L patches, E patch embedding width, D width of a side, P width of the projection, G genes.
 """
 
-from itertools import pairwise
-from typing import NamedTuple
+from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from pydantic import Field
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import Loss, Sizes, Tensors
+from gimp_ray.methods.contrastive import contrastive
+from gimp_ray.methods.gimp import aggregator_of
+from gimp_ray.methods.sections import MethodSection
 from gimp_ray.nn.aggregator import PatchAggregator
 from gimp_ray.nn.genes import GeneEncoder
+from gimp_ray.nn.losses import gather_rows, infonce
 from gimp_ray.nn.pooling import AttentionBag
 
 
@@ -102,3 +110,24 @@ class TANGLE(nn.Module):
         else:
             image_BD, _ = self.aggregator(patches_BLE, valid, tokens=False)
         return TANGLEOutput(self.image_projection(image_BD), self.gene_projection(self.gene_encoder(genes_BG)))
+
+
+class Settings(MethodSection):
+    """Of `TANGLE` and its InfoNCE."""
+
+    out_dim: int = Field(768, ge=1, description="width of the projections")
+    temperature: float = Field(0.01, gt=0, description="of the InfoNCE")
+
+
+def _network(config: Any, sizes: Sizes) -> TANGLE:
+    return TANGLE(aggregator_of(config, sizes.patch_dim), sizes.encoder, sizes.gene_dim, config.method.out_dim)
+
+
+def _loss(config: Any, model: nn.Module, batch: Tensors) -> Loss:
+    out: TANGLEOutput = model(batch["patches"], batch["genes"])
+    image_NP, genes_NP = gather_rows(batch["counted"], out.image, out.genes)
+    result = infonce(image_NP, genes_NP, config.method.temperature)
+    return result.loss, {"retrieval": result.accuracy}
+
+
+METHOD = contrastive("tangle", "TANGLE", "Jaume et al., CVPR 2024", Settings, _network, _loss, fewest_groups=0)

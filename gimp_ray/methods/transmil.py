@@ -37,6 +37,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from gimp_ray.methods.base import IMAGE, numbers_of, recipe, settings_of, supervised
 from gimp_ray.nn.attention import NystromAttention
 from gimp_ray.nn.pooling import BagOutput, read_bag
 
@@ -175,3 +176,14 @@ def _take(x_BND: Tensor, index_BT: Tensor, real_BT: Tensor) -> Tensor:
     """Rows of x by index, zeros where not real: (B, T, D)."""
     taken_BTD = x_BND.gather(1, index_BT[..., None].expand(-1, -1, x_BND.shape[-1]))
     return taken_BTD.masked_fill(~real_BT[..., None], 0.0)
+
+
+METHOD = supervised(
+    title="TransMIL",
+    paper="Shao et al., NeurIPS 2021",
+    needs=IMAGE,
+    settings=settings_of(
+        TransMIL, train=recipe(epochs=200, lr=2e-4, optimizer="radam", lookahead=6, accumulate=2, patience=10)
+    ),
+    network=lambda config, sizes: TransMIL(sizes.patch_dim, sizes.outputs, **numbers_of(config.method)),
+)

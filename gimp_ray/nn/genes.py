@@ -13,7 +13,7 @@ N = 1 + R tokens, D width, H heads, K width of a head or bins.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -226,6 +226,38 @@ class SNN(nn.Module):
         if x_BG.shape[-1] != self.num_genes:
             raise ValueError(f"{x_BG.shape[-1]} genes given, the network was built for {self.num_genes}")
         return self.blocks(x_BG)
+
+
+def gene_network(kind: str, num_genes: int, dim: int, numbers: Any, sets: Any = None) -> nn.Module:
+    """GroupMSA, or an SNN of two layers of its width, over scaled expression.
+
+    Args:
+        kind: `group_msa` or `snn`.
+        num_genes: G.
+        dim: width of CLS_ge.
+        numbers: has `fragments`, `groups`, `heads`, `ff_mult`, `dropout` and `gene_dropout`. The most heads up to these
+            are used that divide `dim`.
+        sets: gene sets, which then are the groups; they have `names` and `fragments`.
+    """
+    if kind == "snn":
+        return SNN(num_genes, dim, dropout=numbers.dropout)
+    wished = (numbers.fragments, numbers.groups) if sets is None else (sets.fragments, len(sets.names))
+    fragments, groups = fit_fragments(num_genes, *wished)
+    return GroupMSA(
+        num_genes,
+        dim,
+        fragments,
+        groups,
+        heads=dividing_heads(dim, numbers.heads),
+        ff_mult=numbers.ff_mult,
+        dropout=numbers.dropout,
+        gene_dropout=numbers.gene_dropout,
+    )
+
+
+def dividing_heads(dim: int, wished: int) -> int:
+    """The most heads, up to the wish, that divide the width: a small `model.dim` then needs no second setting."""
+    return next(heads for heads in range(min(wished, dim), 0, -1) if dim % heads == 0)
 
 
 class GeneEncoder(KeepsFrozen):

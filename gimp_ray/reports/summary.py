@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from gimp_ray.io.files import read_json, write_text
-from gimp_ray.recipes import RECIPES
 from gimp_ray.reports import tables
 from gimp_ray.reports.figures import confusion_figure, curves_figure, save_figure, survival_figure, tsne_figure
 from gimp_ray.reports.reading import RunData, read_run, vectors
@@ -141,8 +140,7 @@ def _what_was_run(run: RunData) -> str:
 
 
 def _method(run: RunData) -> str:
-    name = run.setting("method.name") or "gimp"
-    return RECIPES[name].title if name in RECIPES else "GiMP"
+    return str(run.record.get("method", "GiMP"))
 
 
 def _how_it_went(run: RunData, attempts: list[dict[str, Any]]) -> str:

@@ -11,11 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import scaling
-from gimp_ray.config import Config
 from gimp_ray.feed import batches
 from gimp_ray.feed.plan import Batching, CohortIndex, Plan
-from gimp_ray.learn.image_side import make_aggregator
-from gimp_ray.methods.gimp import GiMP
+from gimp_ray.methods.gimp import GiMP, GimpConfig, aggregator_of
 from gimp_ray.nn.aggregator import freeze
 from gimp_ray.nn.genes import GroupMSA
 
@@ -37,7 +35,7 @@ def test_the_page_has_no_table_that_the_code_does_not_make() -> None:
 
 
 def test_constants_of_the_code_are_those_of_the_code() -> None:
-    config = Config()
+    config = GimpConfig()
     assert scaling.constant("window") == config.window.length
     assert scaling.constant("cases") == config.batch.classes * config.batch.cases_per_class
     assert scaling.constant("ahead") == config.feed.ahead
@@ -46,12 +44,12 @@ def test_constants_of_the_code_are_those_of_the_code() -> None:
 
 
 def test_the_parameters_are_counted() -> None:
-    config = Config()
+    config = GimpConfig()
     genes = GroupMSA(
         num_genes=25_223, dim=config.model.dim, num_fragments=config.genes.fragments, num_groups=config.genes.groups
     )
     dim = int(scaling.constant("dim"))
-    model = GiMP(make_aggregator(dim, config.model), freeze(genes), dim)
+    model = GiMP(aggregator_of(config, dim), freeze(genes), dim)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     assert trained == scaling.constant("trained")
     assert sum(parameter.numel() for parameter in genes.parameters()) == scaling.constant("frozen")

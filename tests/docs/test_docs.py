@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gimp_ray.cli.commands import main
-from gimp_ray.config import Config
 from gimp_ray.config_files import describe_keys
+from gimp_ray.methods import available
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -74,8 +74,9 @@ def test_every_verb_is_on_some_page() -> None:
 
 @by_page
 def test_every_key_a_page_shows_exists(page: Path) -> None:
-    sections = [name for name in Config.model_fields if name not in ("store", "run", "seed")]
-    keys = {key for key, _, _ in describe_keys()}
+    keys = {key for method in available() for key, _, _ in describe_keys(method)}
+    sections = sorted({key.partition(".")[0] for key in keys} - {"store", "run", "seed"})
+    keys.add("method.options")  # which means the keys of `method` itself
     groups = {key.rpartition(".")[0] for key in keys}
     pattern = rf"(?:`|--)((?:{'|'.join(sections)})(?:\.[a-z_]+)+)(?=[`: ])"
     shown = set(re.findall(pattern, page.read_text(encoding="utf-8")))

@@ -24,7 +24,7 @@ from gimp_ray.engine import loop
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.io.files import read_lines
-from gimp_ray.learn import GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
 from gimp_ray.nn.losses import gather_workers, triplet_loss
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
@@ -91,7 +91,7 @@ def _train_counting(rank: int, size: int, config: dict[str, Any]) -> int:
 
     loop._distribute = distribute
     run = RunFolder(build_config(config).run or "")
-    task = GimpPretraining(config, str(run.path))
+    task = Pretraining(config, str(run.path))
     loop.train(task, World(rank, size), run, loop.Saving(), lambda start: direct_batches(task, start, rank, size, 1))
     loop._distribute = as_it_is
     return len(synced)

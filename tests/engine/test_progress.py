@@ -220,9 +220,10 @@ def test_the_stages_of_a_real_run_and_what_they_log_of_waiting(
     out: Screen, tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reads take a known time and nothing is read ahead, so each batch is waited for."""
-    from gimp_ray.learn import Finetuning, GenePretraining, GimpPretraining
+    from gimp_ray.learn.pretrain import Pretraining
+    from gimp_ray.learn.supervise import Supervised
 
-    for task in (GenePretraining, GimpPretraining, Finetuning):
+    for task in (Pretraining, Supervised):
         real = task.read
         monkeypatch.setattr(task, "read", lambda self, row, real=real: (time.sleep(0.02), real(self, row))[1])
     short = {"train__epochs": 1, "genes__train__epochs": 1, "finetune__train__epochs": 1}

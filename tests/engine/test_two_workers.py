@@ -21,14 +21,15 @@ from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.io.files import read_lines
-from gimp_ray.learn import Finetuning, GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
+from gimp_ray.learn.supervise import Supervised
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
 
 pytestmark = pytest.mark.ray  # the slow tier: two further processes import torch
 
-TASKS: dict[str, Any] = {"pretrain": GimpPretraining, "finetune": Finetuning}
+TASKS: dict[str, Any] = {"pretrain": Pretraining, "finetune": Supervised}
 
 
 def _rank(rank: int, size: int, port: int, config: dict[str, Any], stages: list[str]) -> None:

@@ -20,13 +20,13 @@ from gimp_ray.cli import commands as cli
 from gimp_ray.engine import checkpoint
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.learn import GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
 from gimp_ray.runs.folder import RunFolder
 
 SECONDS = 0.5  # a mini-batch
 
 
-class SlowPretraining(GimpPretraining):
+class SlowPretraining(Pretraining):
     """Pre-training that takes its time over a mini-batch while it is held."""
 
     def read(self, row: Row) -> Arrays:

@@ -13,7 +13,7 @@ from gimp_ray.engine import loop
 from gimp_ray.engine.checkpoint import checkpoint_folders, latest_checkpoint
 from gimp_ray.errors import GimpError, InputError
 from gimp_ray.io.files import read_json, read_lines
-from gimp_ray.learn import GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
@@ -28,14 +28,14 @@ def images(tiny: Config) -> Config:
 
 def bad_at(monkeypatch: pytest.MonkeyPatch, *bad: int) -> None:
     """Make the loss of some mini-batches of pre-training, counted from 1 over the process, not a number."""
-    loss, calls = GimpPretraining.loss, []
+    loss, calls = Pretraining.loss, []
 
     def poisoned(self, model, batch):
         calls.append(1)
         total, parts = loss(self, model, batch)
         return (total * float("nan") if len(calls) in bad else total), parts
 
-    monkeypatch.setattr(GimpPretraining, "loss", poisoned)
+    monkeypatch.setattr(Pretraining, "loss", poisoned)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -81,7 +81,7 @@ def test_memory_that_ran_out(images: Config, monkeypatch: pytest.MonkeyPatch, er
     def full(*_):
         raise error
 
-    monkeypatch.setattr(GimpPretraining, "loss", full)
+    monkeypatch.setattr(Pretraining, "loss", full)
     with pytest.raises(GimpError, match="has not enough memory for stage 'pretrain'") as refusal:
         pipeline.pretrain(images)
     assert all(knob in (refusal.value.fix or "") for knob in ("window.length", "batch.cases_per_class", "bf16"))
@@ -91,7 +91,7 @@ def test_other_errors_stay_what_they_are(images: Config, monkeypatch: pytest.Mon
     def broken(*_):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(GimpPretraining, "loss", broken)
+    monkeypatch.setattr(Pretraining, "loss", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         pipeline.pretrain(images)
 

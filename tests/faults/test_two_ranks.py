@@ -22,7 +22,7 @@ from gimp_ray.engine.protocol import World
 from gimp_ray.errors import GimpError
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.io.files import read_json, read_lines
-from gimp_ray.learn import GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
 from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
@@ -32,7 +32,7 @@ SIZE = 2
 FAULTY, AT = 1, 3  # on which rank something happens, in its which mini-batch
 
 
-class Disturbed(GimpPretraining):
+class Disturbed(Pretraining):
     """Pre-training with a fault in one mini-batch of a process."""
 
     fault: str | None = None

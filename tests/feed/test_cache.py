@@ -272,13 +272,13 @@ def test_a_cache_with_windows_read_by_ray_data_is_refused(store_path: Path) -> N
 @pytest.mark.parametrize("kind", KINDS)
 def test_tasks_read_through_the_cache_and_get_the_same_batches(stage: str, kind: str, tiny: Config) -> None:
     from gimp_ray.engine.protocol import World
-    from gimp_ray.learn.finetune import Finetuning
-    from gimp_ray.learn.pretrain import GimpPretraining
+    from gimp_ray.learn.pretrain import Pretraining
+    from gimp_ray.learn.supervise import Supervised
 
     made = {}
     for cache in ("none", kind):
         config = changed(tiny, genes__encoder="none", finetune__init="scratch", feed__cache=cache, feed__cache_gb=1.0)
-        task = {"pretrain": GimpPretraining, "finetune": Finetuning}[stage](config.model_dump(), str(tiny.run))
+        task = {"pretrain": Pretraining, "finetune": Supervised}[stage](config.model_dump(), str(tiny.run))
         model = task.build(CPU).eval()
         batches = [task.read(row) for row in all_rows(task.plan)]
         with torch.no_grad():

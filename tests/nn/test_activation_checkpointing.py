@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from gimp_ray import pipeline
 from gimp_ray.config import Config
-from gimp_ray.learn import Finetuning
+from gimp_ray.learn.supervise import Supervised
 from gimp_ray.nn.aggregator import PatchAggregator
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed
@@ -93,7 +93,7 @@ def test_a_stage_has_the_same_weights_and_may_be_continued_with_it(tiny: Config,
     # fine-tuning goes by its own config, not by the pre-trained model's
     init = str(other.model_file("pretrain"))
     for asked in (False, True):
-        task = Finetuning(
+        task = Supervised(
             changed(base, finetune__init=init, model__activation_checkpointing=asked).model_dump(), str(other.path)
         )
         assert task.build(torch.device("cpu")).get_submodule("aggregator").activation_checkpointing is asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 from pathlib import Path
@@ -18,14 +19,16 @@ from gimp_ray.engine.launch import Job, _go_through
 from gimp_ray.engine.loop import Saving
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.learn import CohortEmbedding, GenePretraining, GimpPretraining
+from gimp_ray.learn.predict import CohortWork
+from gimp_ray.learn.pretrain import Pretraining
+from gimp_ray.learn.supervise import Supervised
 from gimp_ray.runs.folder import RunFolder
 from tests.conftest import TINY, changed
 from tests.engine.test_resume import metrics, same_weights
 from tests.object_storage.server import S3Server
 
 pytestmark = pytest.mark.ray  # the slow tier: further processes import torch
-TASKS: dict[str, Any] = {"genes": GenePretraining, "pretrain": GimpPretraining}
+TASKS: dict[str, Any] = {"genes": functools.partial(Supervised, stage="genes"), "pretrain": Pretraining}
 
 
 def _rank(rank: int, port: int, attempts: list[dict[str, Any]], caches: str) -> None:
@@ -48,7 +51,7 @@ def _all_stages(tree: dict[str, Any], world: World) -> None:
         "out": run.place_of(run.evaluation / "embeddings.parquet"),
         "parts": ["val"],
     }
-    jobs.append(Job("embed", CohortEmbedding, given, trains=False))
+    jobs.append(Job("embed", CohortWork, given, trains=False))
 
     def batches(job: Job, task: Any) -> Any:
         return lambda start: direct_batches(task, start, world.rank, world.size, 1)

@@ -19,7 +19,7 @@ from gimp_ray.evaluation import METRICS
 from gimp_ray.experiments import trial, tune
 from gimp_ray.feed.plan import Row
 from gimp_ray.feed.windows import Arrays
-from gimp_ray.learn import GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
 from gimp_ray.runs.folder import RunFolder
 
 real = tune._trainable
@@ -30,7 +30,7 @@ def held(run: RunFolder) -> Path:
     return run.path.with_name(f"{run.path.name}.held")
 
 
-class Waiting(GimpPretraining):
+class Waiting(Pretraining):
     """Pre-training that waits where it is told to."""
 
     def read(self, row: Row) -> Arrays:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.errors import ConfigError
 from gimp_ray.experiments.sweep import (
@@ -24,6 +23,7 @@ from gimp_ray.experiments.sweep import (
     space_of,
     to_file,
 )
+from gimp_ray.methods.gimp import GimpConfig
 
 FILE = """
 store: s3://bucket/store
@@ -60,7 +60,7 @@ def test_the_base_may_be_a_file_beside_it(tmp_path: Path) -> None:
 
 def test_a_runs_config_is_the_base_and_the_papers_four_are_searched(tmp_path: Path) -> None:
     # `objective` is a section of the config, and a sweep's setting
-    base, sweep = read_sweep(written(tmp_path, "seed: 7\ntrain: {epochs: 4}\nobjective: {name: tangle}\n"))
+    base, sweep = read_sweep(written(tmp_path, "seed: 7\ntrain: {epochs: 4}\nobjective: {genes: false}\n"))
     assert (base.seed, base.train.epochs) == (7, 4)
     assert [one.key for one in space_of(sweep)] == ["mask.ratio", "window.length", "triplet.margin", "train.lr"]
 
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_key(tmp_path: Path, text: 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_hold_values_the_config_takes(name: str) -> None:
-    assert check_sweep(Config(), build_sweep({"preset": name}))
+    assert check_sweep(GimpConfig(), build_sweep({"preset": name}))
 
 
 @pytest.mark.parametrize(
@@ -127,10 +127,10 @@ def test_what_cannot_work_is_refused_before_anything_starts(
 
 def test_optuna_is_asked_for_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = build_sweep({"preset": "lr", "search": "optuna"})
-    check_sweep(Config(), sweep)
+    check_sweep(GimpConfig(), sweep)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="optuna") as refusal:
-        check_sweep(Config(), sweep)
+        check_sweep(GimpConfig(), sweep)
     assert refusal.value.fix and "gimp-ray[sweep]" in refusal.value.fix
 
 
@@ -145,7 +145,7 @@ def test_rungs_grow_for_asha_are_even_for_the_others_and_end_with_the_last_epoch
 
 
 def test_a_sweep_goes_on_under_its_own_settings_alone() -> None:
-    base, sweep = Config(run="/old/place"), build_sweep({"preset": "lr", "trials": 3, "scheduler": "asha"})
+    base, sweep = GimpConfig(run="/old/place"), build_sweep({"preset": "lr", "trials": 3, "scheduler": "asha"})
     saved = yaml.safe_load(to_file(base, sweep))
     assert saved.pop("base")["run"] is None  # a copy goes on where it is
     check_same("sweep.yaml", saved, sweep.model_copy(update={"trials": 30, "concurrent": 4}))

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gimp_ray import pipeline
-from gimp_ray.config import Config, ObjectiveConfig
+from gimp_ray.config import Config
 from gimp_ray.config_files import build_config, load_config
 from gimp_ray.engine.loop import Saving, autocast, train
 from gimp_ray.engine.protocol import World
@@ -25,9 +25,10 @@ from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.io.files import read_json, read_lines
-from gimp_ray.learn.contrastive import ContrastivePretraining
-from gimp_ray.learn.contrastive_objectives import OBJECTIVES, draw_groups
-from gimp_ray.learn.image_side import load_model
+from gimp_ray.learn.predict import load_model
+from gimp_ray.learn.pretrain import Pretraining
+from gimp_ray.methods import find
+from gimp_ray.methods.biovil import draw_groups
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
 from tests.conftest import TINY, changed
@@ -45,14 +46,19 @@ EPOCHS = 10
 WARM_UP = 2  # of biovil
 
 
+def numbers_of(name: str) -> list[tuple[str, Any]]:
+    """The keys of section `method` with their defaults."""
+    return [(key, value) for key, value in find(name).config.model_fields["method"].default if key != "name"]
+
+
 def settings(name: str, store: Path, run: Path) -> Config:
     overrides = {"store": str(store), "run": str(run), "train.epochs": EPOCHS, "train.lr": 3e-3, "model.dropout": 0}
-    overrides |= {"genes.dropout": 0, "genes.gene_dropout": 0, "objective.name": name}
-    return changed(load_config(None, overrides, base=TINY), objective__options=OPTIONS[name])
+    overrides |= {"genes.dropout": 0, "genes.gene_dropout": 0, "method.name": name}
+    return changed(load_config(None, overrides, base=TINY), method__options=OPTIONS[name])
 
 
-def task_of(config: Config) -> ContrastivePretraining:
-    return ContrastivePretraining(config.model_dump(), str(config.run))
+def task_of(config: Config) -> Pretraining:
+    return Pretraining(config.model_dump(), str(config.run))
 
 
 def pretrain(config: Config, rank: int = 0, size: int = 1) -> RunFolder:
@@ -107,11 +113,11 @@ def test_fine_tuning_starts_from_its_file(
     run = pipeline.finetune(config)
     before, after = load_weights(file), load_weights(run.model_file("finetune"))
     for side in ("aggregator", "gene_encoder"):
-        for key, value in part(after, side).items():
-            torch.testing.assert_close(value, part(before, side)[key], rtol=0, atol=1e-6)
+        for key, value in part(after, f"net.{side}").items():
+            torch.testing.assert_close(value, part(before, f"net.{side}")[key], rtol=0, atol=1e-6)
     # the gene encoder was trained, not only fitted
     fresh = part(task_of(config).build(CPU).state_dict(), "gene_encoder")
-    moved = [key for key, value in part(before, "gene_encoder").items() if not torch.equal(value, fresh[key])]
+    moved = [key for key, value in part(before, "net.gene_encoder").items() if not torch.equal(value, fresh[key])]
     assert moved and all(key.startswith("net.") for key in moved)
 
 
@@ -122,13 +128,12 @@ def test_the_card_says_what_it_was_trained_on_and_how(
     run, task = whole(name), task_of(settings(name, store_path, tmp_path / "run"))
     card = read_json(run.model_card("pretrain"))
     assert card["trained_on"] == sorted(task.parts["train"]) == sorted(card["genes"]["fitted_on"])
-    assert card["objective"]["name"] == name
-    assert card["objective"]["options"] | OPTIONS[name] == card["objective"]["options"]
+    assert card["method"] == name and card["config"]["method"] | OPTIONS[name] == card["config"]["method"]
     saved = load_model(run.model_file("pretrain"), task.store)
-    assert saved.side is not None and saved.aggregator().dim == saved.side.dim
+    assert saved.side is not None and saved.network.get_submodule("aggregator").dim == saved.side.dim
 
 
-def step_of(task: ContrastivePretraining, step: int, rank: int = 0, size: int = 1) -> Any:
+def step_of(task: Pretraining, step: int, rank: int = 0, size: int = 1) -> Any:
     """A rank's mini-batch as it reaches the loss."""
     row = task.plan.row(step, rank, size)
     return next(iter(on_device([(row, task.read(row))], CPU)))
@@ -152,7 +157,7 @@ def test_every_parameter_has_a_gradient_in_every_phase(
 
 
 def test_an_epoch_takes_every_case_once_and_knows_no_label(tiny: Config) -> None:
-    config = changed(tiny, objective__name="tangle", split__transductive=True)
+    config = changed(tiny, method__name="tangle", split__transductive=True)
     task = task_of(config)
     seen = [case for step in range(task.plan.mini_batches) for case in task.plan.row(step, 0, 1).case.tolist()]
     assert sorted(seen) == list(range(task.index.num_cases)) and not task.index.labels.any()
@@ -163,7 +168,7 @@ def test_an_epoch_takes_every_case_once_and_knows_no_label(tiny: Config) -> None
 
 
 def test_a_rank_that_has_nothing_left_does_not_count(tiny: Config) -> None:
-    task = task_of(changed(tiny, objective__name="biovil"))
+    task = task_of(changed(tiny, method__name="biovil"))
     steps = -(-task.plan.mini_batches // 2)
     assert task.plan.mini_batches % 2, "so the second rank has nothing in the last step"
     counted = [[step_of(task, step, rank, 2)[1]["counted"].all() for rank in (0, 1)] for step in range(steps)]
@@ -172,9 +177,9 @@ def test_a_rank_that_has_nothing_left_does_not_count(tiny: Config) -> None:
 
 def test_masked_groups_are_drawn_from_the_windows_seed_and_halves_from_the_epoch(tiny: Config) -> None:
     tiny = changed(tiny, train__epochs=5, batch__balance="natural")  # the first is warm-up
-    task = task_of(changed(tiny, objective__name="biovil", batch__cases_per_class=2))
+    task = task_of(changed(tiny, method__name="biovil", batch__cases_per_class=2))
     whole = [step_of(task, step)[1] for step in range(2)]
-    halves = task_of(changed(tiny, objective__name="biovil", batch__cases_per_class=1))
+    halves = task_of(changed(tiny, method__name="biovil", batch__cases_per_class=1))
     apart = [step_of(halves, 0, rank, 2)[1] for rank in (0, 1)]
     for key in ("case", "masked_groups", "half", "masked"):
         assert torch.equal(whole[0][key], torch.cat([batch[key] for batch in apart]))
@@ -194,7 +199,7 @@ def test_masked_groups_are_drawn_from_the_windows_seed_and_halves_from_the_epoch
 
 @pytest.mark.parametrize("genes", [{"groups": 3, "fragments": 7}, {"top_genes": 2}, {}])
 def test_reads_know_the_number_of_groups_before_the_encoder_is_built(tiny: Config, genes: dict[str, int]) -> None:
-    task = task_of(changed(tiny, objective__name="biovil", **{f"genes__{key}": value for key, value in genes.items()}))
+    task = task_of(changed(tiny, method__name="biovil", **{f"genes__{key}": value for key, value in genes.items()}))
     task.build(CPU)
     assert task.groups == task.side.encoder.net.num_groups
 
@@ -205,20 +210,18 @@ def test_settings_that_cannot_be_are_refused_with_the_ways_out(tiny: Config) -> 
             task_of(changed(tiny, **overrides)).preflight()
         return refusal.value
 
-    assert "genes.encoder" in str(refused(objective__name="mgca", genes__encoder="snn"))
-    assert "genes.encoder" in str(refused(objective__name="tangle", genes__encoder="none"))
-    assert "genes.checkpoint" in str(refused(objective__name="tangle", genes__checkpoint="/x.safetensors"))
-    assert "2" in str(refused(objective__name="biovil", genes__groups=1))
-    unknown = refused(objective__name="refers", objective__options={"viewss": 3})
+    assert "genes.encoder" in str(refused(method__name="mgca", genes__encoder="snn"))
+    assert "genes.encoder" in str(refused(method__name="tangle", genes__encoder="none"))
+    assert "genes.checkpoint" in str(refused(method__name="tangle", genes__checkpoint="/x.safetensors"))
+    assert "2" in str(refused(method__name="biovil", genes__groups=1))
+    unknown = refused(method__name="refers", method__options={"viewss": 3})
     assert "viewss" in str(unknown) and "views" in (unknown.expected or "")
     few = {"batch__classes": 1, "batch__cases_per_class": 1, "batch__balance": "natural"}
-    assert "batch.cases_per_class" in str(refused(objective__name="tangle", **few))
-    task_of(changed(tiny, objective__name="tangle", **few, train__workers=2)).preflight()
-    assert "regions" in str(refused(objective__name="refers", objective__options={"regions": 2}))
-    assert "objective.options.temperature" in str(
-        refused(objective__name="mgca", objective__options={"temperature": 0})
-    )
-    task_of(changed(tiny, objective__name="tangle", genes__encoder="snn")).preflight()
+    assert "batch.cases_per_class" in str(refused(method__name="tangle", **few))
+    task_of(changed(tiny, method__name="tangle", **few, train__workers=2)).preflight()
+    assert "regions" in str(refused(method__name="refers", method__options={"regions": 2}))
+    assert "method.temperature" in str(refused(method__name="mgca", method__options={"temperature": 0}))
+    task_of(changed(tiny, method__name="tangle", genes__encoder="snn")).preflight()
 
 
 def test_a_store_without_genes_is_refused(tiny: Config, cohort_sources: Path, tmp_path: Path) -> None:
@@ -228,7 +231,7 @@ def test_a_store_without_genes_is_refused(tiny: Config, cohort_sources: Path, tm
         patches=cohort_sources / "patches", genes=None, cases=cohort_sources / "cases.csv", out=out, options=options
     )
     with pytest.raises(InputError, match="needs genes"):
-        task_of(changed(tiny, store=str(out), objective__name="mgca"))
+        task_of(changed(tiny, store=str(out), method__name="mgca"))
 
 
 def _rank(rank: int, port: int, configs: list[dict[str, Any]]) -> None:
@@ -252,7 +255,7 @@ def test_two_workers_have_the_losses_and_weights_of_one(store_path: Path, tmp_pa
             batch__balance="natural",
         )
         options = OPTIONS[name] | ({"dropout": 0.0} if name == "refers" else {})
-        return changed(made, objective__options=options, train__epochs=3, train__lr=1e-3)
+        return changed(made, method__options=options, train__epochs=3, train__lr=1e-3)
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -274,17 +277,16 @@ def test_two_workers_have_the_losses_and_weights_of_one(store_path: Path, tmp_pa
 
 def test_the_page_states_every_option_with_its_default() -> None:
     """After a change of a default, correct the table of docs/objectives.md."""
-    page = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8").partition("## Options")[2]
-    for name, objective in OBJECTIVES.items():
+    page = (
+        (Path(__file__).parents[2] / "docs" / "objectives.md")
+        .read_text(encoding="utf-8")
+        .partition("## Their own numbers")[2]
+    )
+    for name in NAMES:
         (row,) = (line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
-        for option, value in objective.options():
+        for option, value in numbers_of(name):
             stated = str([f"{weight:g}" for weight in value]) if isinstance(value, tuple) else f"{value:g}"
             assert f"{option} {stated}".replace("'", "") in row
-
-
-def test_every_objective_of_the_config_is_here() -> None:
-    names = get_args(ObjectiveConfig.model_fields["name"].annotation)
-    assert set(names) == {"gimp", *OBJECTIVES} and set(NAMES) == set(OBJECTIVES)
 
 
 @pytest.mark.slow
@@ -298,5 +300,5 @@ def test_a_whole_run_needs_no_stage_before_it_and_has_embeddings_of_both_models(
         "embeddings.parquet",
         "embeddings_pretrain.parquet",
     }
-    with pytest.raises(ConfigError, match="'objective"):
-        pipeline.run_all(changed(config, objective__name="gimp", objective__options={}))
+    with pytest.raises(ConfigError, match=r"another 'method"):
+        pipeline.run_all(changed(config, method__name="gimp"))

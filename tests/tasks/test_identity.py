@@ -13,7 +13,8 @@ from gimp_ray import pipeline
 from gimp_ray.cli.commands import main
 from gimp_ray.config import Config
 from gimp_ray.io.files import read_json
-from gimp_ray.learn import GenePretraining, GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
+from gimp_ray.learn.supervise import Supervised
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import digest_of, read_card, sha256_of
 from tests.conftest import TINY, changed
@@ -188,9 +189,9 @@ def test_the_digest_is_of_what_the_result_depends_on_and_needs_no_run(tiny: Conf
 
 
 def test_a_stage_cannot_read_a_setting_that_it_was_not_given(tiny: Config) -> None:
-    stage = GenePretraining(tiny.model_dump(), str(tiny.run))
+    stage = Supervised(tiny.model_dump(), str(tiny.run), "genes")
     assert (stage.config.model.dim, stage.config.genes.groups) == (16, 4)
     for read in (lambda: stage.config.mask, lambda: stage.config.model.layers, lambda: stage.config.seed):
         with pytest.raises(AttributeError):
             read()
-    assert stage.seed != GimpPretraining(tiny.model_dump(), str(tiny.run)).seed
+    assert stage.seed != Pretraining(tiny.model_dump(), str(tiny.run)).seed

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from gimp_ray.config import Config
+from gimp_ray.config_files import load_config
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.feed.batches import direct_batches
 from gimp_ray.io.files import read_json
-from gimp_ray.learn.method_start import CAN_START, made_for_outputs, start_from
-from gimp_ray.learn.methods import METHODS, Sizes
 from gimp_ray.learn.stage import patients_of
-from gimp_ray.learn.supervised import Supervised
+from gimp_ray.learn.start import made_for_outputs, start_from
+from gimp_ray.learn.supervise import Supervised
+from gimp_ray.methods import find
+from gimp_ray.methods.base import Sizes
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part, save_model
 from tests.conftest import change_card, changed
@@ -32,6 +36,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "transmil": {"dim": 16, "heads": 2, "dim_head": 8, "num_landmarks": 8, "residual_kernel": 5},
     "mean_pool": {"hidden": [16]},
 }
+
+
+def network_of(name: str, outputs: int) -> nn.Module:
+    config = load_config(None, {"method.name": name, "method.options": OPTIONS[name]})
+    return find(name).stages[0].network(config, Sizes(patch_dim=24, outputs=outputs))
+
+
+def for_outputs_of(name: str, outputs: int) -> Callable[[str], bool]:
+    return made_for_outputs(lambda sizes: network_of(name, sizes.outputs), Sizes(patch_dim=24, outputs=outputs))
 
 
 def config_of(tiny: Config, name: str = "abmil", **more: Any) -> Config:
@@ -52,10 +65,9 @@ def trained(tiny: Config, tmp_path: Path) -> Path:
     return run.model_file("finetune")
 
 
-@pytest.mark.parametrize("name", CAN_START)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_what_is_made_for_the_outputs_is_the_last_layer_and_what_belongs_to_a_class(name: str) -> None:
-    names = list(METHODS[name].build(Sizes(24, 0, 3), OPTIONS[name]).state_dict())
-    for_outputs = made_for_outputs(METHODS[name], Sizes(24, 0, 3), OPTIONS[name])
+    names, for_outputs = list(network_of(name, 3).state_dict()), for_outputs_of(name, 3)
     found = {tensor for tensor in names if for_outputs(tensor)}
     assert found and set(names) - found, "something is made for the outputs, and something is not"
     of_a_class = {tensor for tensor in names if tensor.startswith(("classify", "instance"))}
@@ -70,15 +82,15 @@ def test_what_is_made_for_the_outputs_is_the_last_layer_and_what_belongs_to_a_cl
 def test_classes_of_another_target_are_all_fresh_however_many_there_are(
     name: str, before: int, after: int, tmp_path: Path
 ) -> None:
-    method, options, file = METHODS[name], OPTIONS[name], tmp_path / "model.safetensors"
+    file = tmp_path / "model.safetensors"
     torch.manual_seed(0)
-    trained = method.build(Sizes(24, 0, before), options).state_dict()
+    trained = network_of(name, before).state_dict()
     card = {"target": {"kind": "class", "column": "other"}}
     save_model(file, {f"net.{key}": value for key, value in trained.items()}, card)
     torch.manual_seed(1)
-    network = method.build(Sizes(24, 0, after), options)
+    network = network_of(name, after)
     own = {key: value.clone() for key, value in network.state_dict().items()}
-    for_outputs = made_for_outputs(method, Sizes(24, 0, after), options)
+    for_outputs = for_outputs_of(name, after)
     start_from(network, file, {"kind": "class"}, for_outputs)
     for key, value in network.state_dict().items():
         assert torch.equal(value, own[key] if for_outputs(key) else trained[key]), key
@@ -120,7 +132,7 @@ def test_another_network_is_refused_by_the_name_of_what_does_not_fit(tiny: Confi
     wide = changed(config_of(tiny, method__init=str(trained)), method__options=BAG | {"dim": 32})
     with pytest.raises(InputError, match=r"another network(.|\n)*of shape \(.*32") as refused:
         task_of(wide).build(CPU)
-    assert "method.options" in str(refused.value)
+    assert "section method" in str(refused.value)
 
 
 def test_another_method_and_methods_with_genes_are_refused(tiny: Config, trained: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gimp_ray import pipeline
-from gimp_ray.config import Config, GenesConfig, TrainConfig
+from gimp_ray.config import Config
 from gimp_ray.engine.checkpoint import checkpoint_folders
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import Tensors, World
@@ -24,12 +24,12 @@ from gimp_ray.feed.batches import direct_batches
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.io.files import read_json
 from gimp_ray.learn.label_target import LabelTarget
-from gimp_ray.learn.methods import METHODS, answer
-from gimp_ray.learn.predict import CohortPrediction, load_method
-from gimp_ray.learn.supervised import Supervised
+from gimp_ray.learn.predict import CohortWork, load_model
+from gimp_ray.learn.supervise import Supervised
 from gimp_ray.learn.survival_target import SurvivalTarget
 from gimp_ray.learn.whole_cases import whole_cases
-from gimp_ray.recipes import RECIPES
+from gimp_ray.methods import available, find
+from gimp_ray.methods.base import Method, Settings, Supervise, numbers_of
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
 from tests.conftest import changed
@@ -54,7 +54,23 @@ SMALL: dict[str, dict[str, Any]] = {
     "concat": BAG | {"joint_dim": 16},
     "late_fusion": BAG | {"gene_widths": [16, 16]},
 }
-DROPS = [name for name in SMALL if "dropout" in METHODS[name].network_options]
+
+
+def stage_of(name: str) -> Supervise:
+    stage = find(name).stage("finetune")
+    assert isinstance(stage, Supervise)
+    return stage
+
+
+def settings_of(name: str) -> Settings:
+    """The section `method` of a method with its defaults."""
+    settings: Settings = find(name).config.model_fields["method"].default
+    return settings
+
+
+# those that are trained in one stage
+METHODS: dict[str, Method] = {name: method for name, method in available().items() if len(method.stages) == 1}
+DROPS = [name for name in SMALL if "dropout" in numbers_of(settings_of(name))]
 every_method = pytest.mark.parametrize("name", list(METHODS))
 
 
@@ -71,9 +87,9 @@ def gene_sets(store_path: Path, tmp_path_factory: pytest.TempPathFactory) -> str
 def config_of(tiny: Config, name: str, gene_sets: str, dropout: float | None = None, **more: Any) -> Config:
     options = SMALL[name] | ({"dropout": dropout} if dropout is not None and name in DROPS else {})
     if dropout is not None and name == "group_msa":
-        options["gene_dropout"] = dropout
+        more = {"genes__dropout": dropout, "genes__gene_dropout": dropout} | more
     fixed = {"method__name": name, "method__options": options, "method__train": {"epochs": 2, "lr": 1e-3}}
-    sets = {"genes__sets": gene_sets} if RECIPES[name].sets else {}
+    sets = {"genes__sets": gene_sets} if stage_of(name).sets else {}
     return changed(tiny, **(fixed | sets | {"method__batch_size": 3} | more))
 
 
@@ -96,48 +112,50 @@ def trained(config: Config, **saving: Any) -> RunFolder:
 def predicted(config: Config, run: RunFolder, parts: list[str] | None = None) -> Any:
     out = run.path / "evaluation" / "embeddings.parquet"
     out.parent.mkdir(exist_ok=True)
-    work = CohortPrediction(config.model_dump(), str(run.model_file("finetune")), str(out), parts)
+    work = CohortWork(config.model_dump(), str(run.model_file("finetune")), str(out), parts)
     work.write(work.run(World()))
     return pq.read_table(out)
 
 
-def test_every_method_has_a_recipe_and_the_page_says_what_it_is() -> None:
-    assert list(RECIPES) == list(METHODS) == list(SMALL)
+def test_every_method_is_on_the_page_with_what_it_needs_and_how_it_is_trained() -> None:
+    assert set(METHODS) == set(SMALL)
     text = DOCS.read_text(encoding="utf-8")
     which, _, rest = text.partition("## How they are trained")
     about = {
         row[0]: row[1:] for row in re.findall(r"^\| `(\w+)` \|(.*)\|(.*)\|(.*)\|(.*)\|$", which, flags=re.MULTILINE)
     }
-    settings = dict(re.findall(r"^\| `(\w+)` \| ((?:adam|radam).*) \|$", rest, flags=re.MULTILINE))
-    for name, recipe in RECIPES.items():
+    trained = dict(re.findall(r"^\| `(\w+)` \| ((?:adam|radam).*) \|$", rest, flags=re.MULTILINE))
+    for name, method in METHODS.items():
         title, _, paper, kinds = (cell.strip() for cell in about[name])
-        assert title == recipe.title and paper in (recipe.paper or "-", "the same")
-        assert kinds == ", ".join(recipe.kinds)
-        optimizer, lr, decay, epochs, schedule, batch, l1 = settings[name].split(" | ")
+        assert title == method.title and paper in (method.paper or "-", "the same")
+        assert kinds == ", ".join(stage_of(name).kinds)
+        optimizer, lr, decay, epochs, schedule, batch, l1 = trained[name].split(" | ")
+        settings = settings_of(name)
+        recipe = settings.train
         assert optimizer.split(",")[0] == recipe.optimizer and schedule.split(",")[0] == recipe.schedule
         assert ("betas" in optimizer) == (recipe.betas != (0.9, 0.999))
         assert ([int(steps) for steps in re.findall(r"lookahead (\d+)", optimizer)] or [0]) == [recipe.lookahead]
         most, patience, least = re.fullmatch(r"(\d+)(?:, patience (\d+)(?: from (\d+))?)?", epochs).groups("0")
         assert [int(most), int(patience), int(least)] == [recipe.epochs, recipe.patience, recipe.min_epochs]
-        assert [float(lr), float(decay), float(l1)] == [recipe.lr, recipe.weight_decay, recipe.l1]
+        assert [float(lr), float(decay), float(l1)] == [recipe.lr, recipe.weight_decay, settings.l1]
         sizes = [int(number) for number in batch.split(" x ")]
-        assert sizes == ([recipe.batch_size, recipe.accumulate] if recipe.accumulate > 1 else [recipe.batch_size])
+        assert sizes == ([settings.batch_size, recipe.accumulate] if recipe.accumulate > 1 else [settings.batch_size])
 
 
-def test_the_page_lists_the_options_of_every_method() -> None:
-    table = DOCS.read_text(encoding="utf-8").partition("## Options")[2]
+def test_the_page_lists_the_numbers_of_every_method() -> None:
+    table = DOCS.read_text(encoding="utf-8").partition("## Their own numbers")[2]
     rows = re.findall(r"^\| (`.*?) \| (.*) \|$", table, flags=re.MULTILINE)
-    stated = {name: options for names, options in rows for name in re.findall(r"`(\w+)`", names)}
-    for name, method in METHODS.items():
-        groups = [group for group in (method.network_options, method.loss_options) if group]
-        assert stated[name] == ("; ".join(", ".join(group) for group in groups) or "none"), name
+    stated = {name: numbers for names, numbers in rows for name in re.findall(r"`(\w+)`", names)}
+    for name in METHODS:
+        assert stated[name] == (", ".join(numbers_of(settings_of(name))) or "none"), name
 
 
 def test_group_msa_is_trained_as_gimps_gene_encoder_is() -> None:
-    genes, recipe = GenesConfig(), RECIPES["group_msa"]
-    inherited = TrainConfig().model_dump() | genes.train.model_dump(exclude_none=True)
-    assert recipe.training == {key: inherited[key] for key in recipe.training}
-    assert recipe.batch_size == genes.batch_size
+    genes, group_msa = find("gimp").config().genes, settings_of("group_msa")
+    inherited = Config().train.model_dump() | genes.train.model_dump(exclude_none=True)
+    recipe = group_msa.train.model_dump(exclude_unset=True)
+    assert recipe == {key: inherited[key] for key in recipe}
+    assert group_msa.batch_size == genes.batch_size
 
 
 def test_a_recipe_lies_between_train_and_method_train(tiny: Config) -> None:
@@ -145,7 +163,6 @@ def test_a_recipe_lies_between_train_and_method_train(tiny: Config) -> None:
     settings = config.stage_train("finetune")
     assert (settings.lr, settings.epochs, settings.betas, settings.log_every) == (0.5, 50, (0.5, 0.9), 7)
     assert settings.optimizer == "adam" and settings.stop_after is None
-    assert config.stage_train("genes").optimizer == "adamw", "the other stages are as they were"
     assert changed(tiny).stage_train("finetune").epochs == 3, "and so is GiMP's fine-tuning"
 
 
@@ -156,14 +173,15 @@ def test_a_case_alone_is_as_in_a_padded_batch(tiny: Config, gene_sets: str, name
     batch = first_batch(task)
     if "patches" in task.needs:
         assert not batch["valid"].all(), "the bags of the mini-batch differ in size"
-    predict = METHODS[name].phases[-1].predict
+    stage = stage_of(name)
+    predict = stage.phases[-1].predict
     with torch.no_grad():
-        together = predict(task.target, answer(network, task.needs, task._scaled(batch)))
+        together = predict(task.target, stage.answer(network, task._given(batch, task.index)))
         cases = [int(case) for case in batch["case"]]
         for place, case in enumerate(cases):
             # one case at a time, for genes alone as well
             ((_, alone),) = whole_cases(task.store, task.index, [case], task.needs, task.config.feed, CPU)
-            found = predict(task.target, answer(network, task.needs, task._scaled(alone)))
+            found = predict(task.target, stage.answer(network, task._given(alone, task.index)))
             torch.testing.assert_close(found[0], together[place], rtol=1e-4, atol=1e-5)
     assert together.shape == (3, len(task.target.columns)) and together.dtype == torch.float64
     torch.testing.assert_close(together.sum(dim=1), torch.ones(3, dtype=torch.float64))
@@ -176,7 +194,7 @@ def test_gradients_reach_every_parameter(tiny: Config, gene_sets: str, name: str
     network, batch = task.build(CPU), first_batch(task)
     resting = {"unimodal": {"reduce_image", "fusion", "classify"}, "fusion": {"image", "classify_genes", "genes"}}
     resting["fusion_genes"] = {"image", "classify_genes"}
-    for number, phase in enumerate(task.method.phases):
+    for number, phase in enumerate(task.does.phases):
         network.zero_grad()
         task.loss(network, batch | {"phase": torch.tensor([number])})[0].backward()
         silent = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
@@ -208,7 +226,7 @@ def test_l1_adds_the_absolute_weights_of_the_parts_it_is_about(
         == pytest.approx(wanted, rel=1e-4)
         == pytest.approx(float(shown["loss_l1"].detach()), rel=1e-4)
     )
-    assert task_of(config_of(tiny, name, gene_sets))._l1 == RECIPES[name].l1, "unset, it is the recipe's"
+    assert config_of(tiny, name, gene_sets).method.l1 == settings_of(name).l1, "unset, it is the method's own"
 
 
 def test_l1_leaves_what_is_frozen_alone(tiny: Config, gene_sets: str) -> None:
@@ -234,7 +252,7 @@ def test_a_tiny_set_is_learned_by_heart(tiny: Config, gene_sets: str, name: str)
     last = checkpoint_folders(run.checkpoints("finetune"))[-1] / "state.safetensors"
     network = task.build(CPU)
     network.load_state_dict(part(load_weights(last), "model"))
-    task.phase_number = len(task.method.phases) - 1
+    task.phase_number = len(task.does.phases) - 1
     task.__dict__["validation"] = task.index
     with torch.no_grad():
         records = task.validate(network.eval(), World())
@@ -249,7 +267,7 @@ def test_a_run_writes_its_model_and_the_table_of_its_predictions(tiny: Config, g
     card = read_json(run.model_card("finetune"))
     task = task_of(config)
     assert card["method"] == name and card["trained_on"] == sorted(task.parts["train"])
-    assert card["options"] == SMALL[name] and card["best_epoch"] in (0, 1)
+    assert card["config"]["method"] | SMALL[name] == card["config"]["method"] and card["best_epoch"] in (0, 1)
     if "genes" in task.needs:
         assert card["genes"]["fitted_on"] == sorted(task.parts["train"])
     table = predicted(config, run, ["train", "val", "test"])
@@ -262,9 +280,9 @@ def test_a_run_writes_its_model_and_the_table_of_its_predictions(tiny: Config, g
         row = table["mean_patch"][table["case_id"].to_pylist().index(case)].as_py()
         np.testing.assert_allclose(row, bag.astype(np.float32).mean(axis=0), rtol=1e-4, atol=1e-5)
     # what was validated in training is what the file predicts
-    network, saved = task.build(CPU).eval(), load_method(run.model_file("finetune"), task.store)
+    network, saved = task.build(CPU).eval(), load_model(run.model_file("finetune"), task.store)
     network.load_state_dict(saved.network.state_dict())
-    task.phase_number = len(task.method.phases) - 1
+    task.phase_number = len(task.does.phases) - 1
     with torch.no_grad():
         records = task.validate(network, World())
     assert records is not None and len(records) == len(task.parts["val"])
@@ -336,7 +354,7 @@ def labels_of(task: Supervised) -> LabelTarget:
     return LabelTarget(task.store, ("even", "third"), truth, known)
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if "labels" in recipe.kinds])
+@pytest.mark.parametrize("name", [name for name in METHODS if "labels" in stage_of(name).kinds])
 def test_labels_are_learned_by_methods_that_can(tiny: Config, gene_sets: str, name: str) -> None:
     task = task_of(config_of(tiny, name, gene_sets))
     task.__dict__["target"] = labels_of(task)
@@ -357,7 +375,7 @@ def survival_of(task: Supervised, edges: tuple[float, ...] | None) -> SurvivalTa
     return SurvivalTarget(task.store, "months", "event", edges, 1.0 + number, number % 3 > 0, number % 5 > 0)
 
 
-@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if "survival" in recipe.kinds])
+@pytest.mark.parametrize("name", [name for name in METHODS if "survival" in stage_of(name).kinds])
 def test_survival_is_learned_by_methods_that_can(tiny: Config, gene_sets: str, name: str) -> None:
     for edges in ((5.0, 10.0, 15.0), None):
         task = task_of(config_of(tiny, name, gene_sets, method__batch_size=6))
@@ -384,11 +402,13 @@ def refused(config: Config, error: type[Exception], match: str) -> str:
 def test_what_a_method_cannot_do_is_refused(tiny: Config, gene_sets: str) -> None:
     with pytest.raises(ConfigError, match=r"method\.name"):
         changed(tiny, method__name="resnet")
-    assert "attention_dim" in refused(
-        changed(tiny, method__name="abmil", method__options={"width": 3}), ConfigError, "width"
-    )
+    with pytest.raises(ConfigError, match=r"unknown config key 'method\.width' of method ABMIL") as unknown:
+        changed(tiny, method__name="abmil", method__options={"width": 3})
+    assert "attention_dim" in (unknown.value.expected or "")
+    with pytest.raises(ConfigError, match=r"'method\.dim'"):
+        changed(tiny, method__name="abmil", method__dim="wide")
     assert "genes.sets" in refused(changed(tiny, method__name="mcat"), ConfigError, "gene sets")
-    for options in ({"dim": "wide"}, {"dim": -1}, {"dropout": 2.0}):
+    for options in ({"dim": -1}, {"dropout": 2.0}):
         refused(changed(tiny, method__name="abmil", method__options=options), ConfigError, "impossible options")
     for name in ("clam_sb", "clam_mb"):
         task = task_of(config_of(tiny, name, gene_sets))
@@ -423,8 +443,8 @@ def test_the_verbs_run_evaluate_and_embed_a_compared_method(tiny: Config, gene_s
     assert run.record()["attempts"][-1]["stages"] == ["finetune"] and not run.stage_done("genes")
     metrics = read_json(run.evaluation / "metrics.json")
     assert metrics["rows"][0]["method"] == "PORPOISE" and len(metrics["rows"]) == 3
-    with pytest.raises(ConfigError, match=r"method\.options\.dim"):
-        pipeline.finetune(changed(config, method__options__dim=8))
+    with pytest.raises(ConfigError, match=r"method\.dim"):
+        pipeline.finetune(changed(config, method__dim=8))
     other = pipeline.embed(config, run.model_file("finetune"), run.path / "all.parquet")
     assert pq.read_table(other).num_rows == 20
     assert "porpoise" in (run.path / "config.yaml").read_text()

@@ -18,7 +18,7 @@ from gimp_ray.config import Config
 from gimp_ray.engine.loop import Saving, train
 from gimp_ray.engine.protocol import World
 from gimp_ray.feed.batches import direct_batches
-from gimp_ray.learn.supervised import Supervised
+from gimp_ray.learn.supervise import Supervised
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights
 from tests.conftest import changed

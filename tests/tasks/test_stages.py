@@ -15,7 +15,9 @@ from gimp_ray.config import Config
 from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.io.files import read_json, read_lines
-from gimp_ray.learn import Finetuning, GenePretraining, GimpPretraining
+from gimp_ray.learn.pretrain import Pretraining
+from gimp_ray.learn.supervise import Supervised
+from gimp_ray.methods.gimp import triplets
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
 from gimp_ray.store import CohortStore
@@ -41,18 +43,26 @@ def with_models_of(config: Config, run: RunFolder) -> Config:
     )
 
 
+def encoder_of(file: Path) -> dict[str, torch.Tensor]:
+    """The gene encoder's input and network, of its own model file or of a model that has one."""
+    weights = load_weights(file)
+    own = {name: value for name, value in weights.items() if name.startswith("input.")}
+    own |= {f"net.{name}": value for name, value in part(weights, "net.encoder").items()}
+    return part(weights, "net.gene_encoder") or own
+
+
 def test_the_gene_encoder_does_not_move_in_pre_training_and_fine_tuning(tiny: Config, pretrained: RunFolder) -> None:
     run = pipeline.finetune(changed(with_models_of(tiny, pretrained), genes__dropout=0.5))
-    genes = load_weights(pretrained.model_file("genes"))
+    genes = encoder_of(pretrained.model_file("genes"))
     for model in (pretrained.model_file("pretrain"), run.model_file("finetune")):
-        kept = part(load_weights(model), "gene_encoder")
+        kept = encoder_of(model)
         assert kept and all(torch.equal(value, genes[name]) for name, value in kept.items())
 
 
 def test_the_gene_encoder_moves_where_fine_tuning_may_move_it(tiny: Config, pretrained: RunFolder) -> None:
     run = pipeline.finetune(changed(with_models_of(tiny, pretrained), finetune__freeze_genes=False))
-    genes = load_weights(pretrained.model_file("genes"))
-    moved = part(load_weights(run.model_file("finetune")), "gene_encoder")
+    genes = encoder_of(pretrained.model_file("genes"))
+    moved = encoder_of(run.model_file("finetune"))
     assert any(not torch.equal(value, genes[name]) for name, value in moved.items() if name.startswith("net."))
 
 
@@ -69,9 +79,9 @@ def test_gene_statistics_and_index_come_from_the_training_split_alone(tiny: Conf
     np.testing.assert_allclose(weights["input.mean"].numpy(), means, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("task", [GenePretraining, GimpPretraining, Finetuning])
-def test_no_validation_or_test_case_is_in_a_training_plan(tiny: Config, task) -> None:
-    made = task(tiny.model_dump(), str(tiny.run))
+@pytest.mark.parametrize("stage", ["genes", "pretrain", "finetune"])
+def test_no_validation_or_test_case_is_in_a_training_plan(tiny: Config, stage: str) -> None:
+    made = pipeline.make_stage(stage, tiny, str(tiny.run))
     seen = {
         str(made.index.case_ids[case])
         for step in range(made.plan.steps(0, made.plan.positions, 2))
@@ -85,7 +95,7 @@ def test_transductive_pre_training_sees_every_case_but_no_label_beyond_training(
     tiny: Config, pretrained: RunFolder
 ) -> None:
     config = changed(with_models_of(tiny, pretrained), split__transductive=True)
-    task = GimpPretraining(config.model_dump(), str(tiny.run))
+    task = Pretraining(config.model_dump(), str(tiny.run))
     parts = task.parts
     assert set(task.index.case_ids.tolist()) == set(parts["train"]) | set(parts["val"]) | set(parts["test"])
     labels = dict(zip(task.index.case_ids.tolist(), task.index.labels.tolist(), strict=True))
@@ -93,32 +103,33 @@ def test_transductive_pre_training_sees_every_case_but_no_label_beyond_training(
     assert all((label == hidden) == (case not in parts["train"]) for case, label in labels.items())
     # hidden cases are in no triplet: their embeddings get no gradient from it
     cls_pat = torch.randn(task.index.num_cases, 8, requires_grad=True)
-    batch = {"label": torch.from_numpy(task.index.labels), "patient": torch.from_numpy(task.patients)}
-    task._triplets(cls_pat, batch).loss.backward()
+    shown = np.where(task.index.labels == hidden, -1, task.index.labels)
+    batch = {"label": torch.from_numpy(shown), "patient": torch.from_numpy(task.patients)}
+    triplets(config, cls_pat, batch).loss.backward()
     assert cls_pat.grad is not None
     moved = cls_pat.grad.abs().sum(dim=1) > 0
-    assert moved.any() and not moved[batch["label"] == hidden].any()
+    assert moved.any() and not moved[batch["label"] < 0].any()
 
 
 def test_the_loss_of_a_case_does_not_depend_on_its_neighbours(tiny: Config, pretrained: RunFolder) -> None:
     """Whole bags of very different sizes: alone, and padded in a batch."""
-    task = Finetuning(with_models_of(tiny, pretrained).model_dump(), str(tiny.run))
+    task = Supervised(with_models_of(tiny, pretrained).model_dump(), str(tiny.run))
     model = task.build(CPU).eval()
     row = task.plan.row(0, 0, 1)
     arrays = task.read(row)
     assert not arrays["valid"].all(), "the bags of the mini-batch differ in size"
     batch = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    assert task.cls_ge is not None
+    cls_ge = task.encoded[id(task.index)]
     with torch.no_grad():
-        together = model(batch["patches"], valid=batch["valid"], cls_ge=task.cls_ge[batch["case"]]).logits
+        together = model(batch["patches"], valid=batch["valid"], cls_ge=cls_ge[batch["case"]]).logits
         for b in range(len(row.case)):
             patches = batch["patches"][b : b + 1, batch["valid"][b]]
-            alone = model(patches, cls_ge=task.cls_ge[batch["case"][b : b + 1]]).logits
+            alone = model(patches, cls_ge=cls_ge[batch["case"][b : b + 1]]).logits
             torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_pre_training_reads_windows_that_stand_in_the_store(tiny: Config, pretrained: RunFolder) -> None:
-    task = GimpPretraining(with_models_of(tiny, pretrained).model_dump(), str(tiny.run))
+    task = Pretraining(with_models_of(tiny, pretrained).model_dump(), str(tiny.run))
     row = task.plan.row(1, 0, 1)
     arrays = task.read(row)
     length = tiny.window.length
@@ -133,7 +144,7 @@ def test_pre_training_reads_windows_that_stand_in_the_store(tiny: Config, pretra
 
 
 def test_a_bag_shorter_than_the_window_is_repeated_to_it(tiny: Config, pretrained: RunFolder) -> None:
-    task = GimpPretraining(changed(with_models_of(tiny, pretrained), window__length=200).model_dump(), str(tiny.run))
+    task = Pretraining(changed(with_models_of(tiny, pretrained), window__length=200).model_dump(), str(tiny.run))
     row = task.plan.row(0, 0, 1)
     window = task.read(row)["patches"][0]
     bag = task.store.read_bag(str(task.index.slide_ids[row.slide[0]]))
@@ -189,9 +200,9 @@ def test_genes_join_in_fine_tuning_where_pre_training_saw_images_alone(tiny: Con
     short = {"train__epochs": 1, "genes__train__epochs": 1, "finetune__train__epochs": 1}
     run = pipeline.run_all(changed(tiny, objective__genes=False, **short))
     assert read_json(run.model_card("pretrain"))["genes"] is None
-    assert not part(load_weights(run.model_file("pretrain")), "gene_encoder")
-    genes = load_weights(run.model_file("genes"))
-    joined = part(load_weights(run.model_file("finetune")), "gene_encoder")
+    assert not part(load_weights(run.model_file("pretrain")), "net.gene_encoder")
+    genes = encoder_of(run.model_file("genes"))
+    joined = encoder_of(run.model_file("finetune"))
     assert joined and all(torch.equal(value, genes[name]) for name, value in joined.items())
     widths = [len(pq.read_table(run.evaluation / f"{name}.parquet")["cls_pat"][0]) for name in EMBEDDED]
     assert widths == [tiny.model.dim * 2, tiny.model.dim]
@@ -204,8 +215,8 @@ def test_genes_join_in_fine_tuning_where_pre_training_saw_images_alone(tiny: Con
 
 
 def test_a_compared_objective_cannot_leave_genes_out(tiny: Config) -> None:
-    with pytest.raises(ConfigError, match=r"objective.name mgca contrasts images with genes"):
-        changed(tiny, objective__name="mgca", objective__genes=False)
+    with pytest.raises(ConfigError, match=r"unknown config key 'objective' of method MGCA"):
+        changed(tiny, method__name="mgca", objective__genes=False)
 
 
 def test_a_stage_refuses_a_store_without_its_modality(tiny: Config, cohort_sources: Path, tmp_path: Path) -> None:
@@ -320,7 +331,7 @@ def test_an_odd_unit_asks_instead_of_guessing(tiny: Config, cohort_sources: Path
 
 
 def test_two_samples_of_a_patient_are_one_patient_in_triplets(tiny: Config, pretrained: RunFolder) -> None:
-    task = GimpPretraining(with_models_of(tiny, pretrained).model_dump(), str(tiny.run))
+    task = Pretraining(with_models_of(tiny, pretrained).model_dump(), str(tiny.run))
     ids = np.array(["TCGA-AA-0001-01A", "TCGA-AA-0001-02A", "TCGA-AA-0002-01A"])
     task.__dict__["index"] = dataclasses.replace(task.index, case_ids=ids, labels=np.zeros(3, dtype=np.int64))
     assert task.patients.tolist() == [0, 0, 1]

@@ -21,9 +21,8 @@ from gimp_ray.errors import ConfigError, InputError
 from gimp_ray.evaluation import concordance_index
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.io.files import read_json, read_lines
-from gimp_ray.learn import Finetuning
-from gimp_ray.learn.missing import without
-from gimp_ray.learn.supervised import Supervised
+from gimp_ray.learn.predict import without
+from gimp_ray.learn.supervise import Supervised
 from gimp_ray.nn.aggregator import MLPHead
 from gimp_ray.runs.folder import RunFolder
 from gimp_ray.runs.model import load_weights, part
@@ -143,8 +142,8 @@ def test_a_missing_modality_is_the_mean_of_the_training_cases_through_the_saved_
     train = np.array([where == "train" for where in embedded["part"]])
     dim = vectors.shape[1] // 2
     weights, card = load_weights(survived.model_file("finetune")), read_json(survived.model_card("finetune"))
-    head = MLPHead(2 * dim, 2, card["hidden"]).eval()
-    head.load_state_dict(part(weights, "head"))
+    head = MLPHead(2 * dim, 2, (card["config"]["finetune"]["hidden"],)).eval()
+    head.load_state_dict(part(weights, "net.head"))
 
     def risk(x: np.ndarray) -> np.ndarray:
         hazards = torch.sigmoid(head(torch.from_numpy(x)).double())
@@ -278,7 +277,7 @@ def test_a_survival_run_that_died_in_an_epoch_goes_on_to_the_same_bits(config: C
 
 
 def test_no_case_without_a_target_is_trained_or_validated_on(config: Config) -> None:
-    task = Finetuning(changed(config, target__kind="survival", target__bins=2, **FAST).model_dump(), str(config.run))
+    task = Supervised(changed(config, target__kind="survival", target__bins=2, **FAST).model_dump(), str(config.run))
     assert task.validation is not None
     unknown = {f"SYN-{1 + place:05d}" for place in UNKNOWN}
     assert set(task.index.case_ids.tolist()) == set(task.parts["train"]) - unknown
@@ -287,7 +286,7 @@ def test_no_case_without_a_target_is_trained_or_validated_on(config: Config) -> 
 
 def test_two_cases_of_a_patient_in_two_runs_are_a_leak(config: Config, tmp_path: Path) -> None:
     """The column patient_id says so, the ids do not."""
-    task = Finetuning(changed(config, **FAST).model_dump(), str(config.run))
+    task = Supervised(changed(config, **FAST).model_dump(), str(config.run))
     patient = dict(zip(*(task.store.cases[n].to_pylist() for n in ("case_id", "patient_id")), strict=True))
     tested = task.parts["test"][0]
     twin = next(case for case, name in patient.items() if name == patient[tested] and case != tested)

@@ -91,7 +91,7 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
         address = f"tcp://127.0.0.1:{port}"
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     tree = json.loads(Path(file).read_text())
-    config = build_config(tree)
+    config: Any = build_config(tree)
     run = RunFolder(config.run or "")
     task = Pretraining(tree, str(run.path))
     blocked, written = _timed(loop, "_save", time.perf_counter), _timed(loop, "_write", time.thread_time)

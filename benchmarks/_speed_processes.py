@@ -91,7 +91,7 @@ def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
     from gimp_ray.learn.pretrain import Pretraining
     from gimp_ray.runs.folder import RunFolder
 
-    config = build_config(tree)
+    config: Any = build_config(tree)
     task: Any = Pretraining(tree, str(config.run))
     if switch == "skip-train-step":
         task.preflight()
@@ -120,7 +120,7 @@ def _their_epoch(tree: Found, bags: str, loader: int, switch: str) -> tuple[floa
 
     from gimp_ray.config_files import build_config
 
-    config = build_config(tree)
+    config: Any = build_config(tree)
     device = torch.device("cuda" if config.train.use_gpu else "cpu")
     where = Where(device, config.train.precision == "bf16")
     files = sorted(Path(bags).glob("*.pt"))
@@ -163,7 +163,7 @@ def phases(who: str, config: Found, bags: str, steps: int) -> Found:
 
     from gimp_ray.config_files import build_config
 
-    built = build_config(config)
+    built: Any = build_config(config)
     device = torch.device("cuda" if built.train.use_gpu else "cpu")
     where = Where(device, built.train.precision == "bf16")
     models = pretraining(_sizes_of(built), where)

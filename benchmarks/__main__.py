@@ -19,8 +19,6 @@ leaves reading alone and `--in-memory` leaves it out. The reference trainer is `
 `feed_cache`, `manifest`, `scaling`.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import json
@@ -35,16 +33,10 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import _speed_limits
-import _speed_parts
-import _speed_tables
-from _speed_models import Sizes, Where
-from _speed_processes import run_alone
-from _store_timing import machine, ratios, spread
-from _tables import replace_section, write_json
-
+from benchmarks import _speed_limits, _speed_parts, _speed_tables
+from benchmarks._speed_models import Sizes, Where
+from benchmarks._speed_processes import run_alone
+from benchmarks.common import machine, ratios, replace_section, spread, write_json
 from gimp_ray.config_files import load_config
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.store import CohortStore

@@ -4,8 +4,6 @@ The command runs as a process of its own; what it holds is read from outside. Le
 (`tests/faults`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -19,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from _engine_steps import own_memory
 
+from benchmarks._engine_steps import own_memory
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
 from gimp_ray.io.files import read_lines

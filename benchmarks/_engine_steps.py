@@ -4,8 +4,6 @@ checkpoint holds up. Every measurement is a process of its own, so that its memo
 Run as a program it does one of them and prints what it found: `_engine_steps.py KIND CONFIG.json RANK WORLD PORT`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -51,7 +49,16 @@ def measure(
         file.flush()
         started = [
             subprocess.Popen(
-                [sys.executable, __file__, kind, file.name, str(rank), str(len(cores)), str(port)],
+                [
+                    sys.executable,
+                    "-m",
+                    "benchmarks._engine_steps",
+                    kind,
+                    file.name,
+                    str(rank),
+                    str(len(cores)),
+                    str(port),
+                ],
                 stdout=subprocess.PIPE,
                 text=True,
                 env=os.environ

@@ -3,8 +3,6 @@
 CLAM's and TransMIL's datasets load the whole bag with `torch.load`; a window is then cut out of it. Left out: models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -11,8 +11,6 @@ Parameters are named as those of the package, so that both can have the same wei
 Shape suffixes: B batch, L patches, N tokens, E patch embedding width, D hidden width, G genes, C classes.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from nystrom_attention import NystromAttention

@@ -4,16 +4,15 @@ The limit is the number of floating-point operations that the step needs over th
 large matrices, measured in the same run. Left out: reading, whose limit is in `python -m benchmarks.store`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
-from _speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
-from _store_timing import alternate, spread
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks._speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
+from benchmarks.common import alternate, spread
 
 Found = dict[str, Any]
 PROFILED = ("reference", "direct path", "as taken")

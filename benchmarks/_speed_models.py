@@ -6,8 +6,6 @@ Left out: timing, reading.
 Shape suffixes: B batch, L patches of a window, M masked patches, E patch embedding width, D hidden width.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +13,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _reference_model import (
+from torch import Tensor, nn
+
+from benchmarks._reference_model import (
     ReferenceAggregator,
     ReferenceClassifier,
     ReferenceGiMP,
     reference_loss,
 )
-from torch import Tensor, nn
-
 from gimp_ray.methods.gimp import GiMP, GiMPClassifier
 from gimp_ray.nn.aggregator import PatchAggregator
 from gimp_ray.nn.losses import masked_patch_loss, patches_at, triplet_loss

@@ -4,15 +4,16 @@ Every part returns plain data: seconds of each contestant, ratios round by round
 and on a GPU the memory at the peak. Left out: what runs in processes of its own (`_speed_processes`), tables.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from _reference_model import ReferenceGroupMSA
-from _speed_models import (
+from nystrom_attention import NystromAttention as PackageAttention
+from torch import Tensor, nn
+
+from benchmarks._reference_model import ReferenceGroupMSA
+from benchmarks._speed_models import (
     Sizes,
     Step,
     Where,
@@ -26,10 +27,7 @@ from _speed_models import (
     their_bags_loss,
     their_loss,
 )
-from _store_timing import alternate, ratios, spread
-from nystrom_attention import NystromAttention as PackageAttention
-from torch import Tensor, nn
-
+from benchmarks.common import alternate, ratios, spread
 from gimp_ray.methods.gimp import GiMPClassifier
 from gimp_ray.nn.attention import NystromAttention
 from gimp_ray.nn.genes import GroupMSA

@@ -5,8 +5,6 @@
 prints what one contestant found. Left out: who takes turns with whom (`__main__`), and kernels (`_speed_parts`).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics
@@ -17,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from _engine_steps import NOTHING_KEPT
-from _store_timing import STATUS, resident
+from benchmarks._engine_steps import NOTHING_KEPT
+from benchmarks.common import memory_of
 
 ROOT = Path(__file__).resolve().parents[1]
 Found = dict[str, Any]
@@ -28,7 +26,7 @@ PHASES = ("read", "collate", "to device", "forward", "backward", "optimiser", "c
 def run_alone(**task: Any) -> Found:
     """One contestant's measurement in a new process; memory is of an allocator that keeps nothing given back."""
     done = subprocess.run(
-        [sys.executable, __file__, json.dumps(task)],
+        [sys.executable, "-m", "benchmarks._speed_processes", json.dumps(task)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -42,7 +40,8 @@ def run_alone(**task: Any) -> Found:
 def memory(who: str, device: str, bf16: bool, length: int, size: int, sizes: Found) -> Found:
     """MB at the peak of a pre-training step over model and optimiser, the batch as the trainer has it included."""
     import torch
-    from _speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
+
+    from benchmarks._speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
 
     where, of = Where(torch.device(device), bf16), Sizes(**sizes)
     ours, theirs = pretraining(of, where)
@@ -62,10 +61,10 @@ def memory(who: str, device: str, bf16: bool, length: int, size: int, sizes: Fou
         before = torch.cuda.memory_allocated()
         step_on(whole)(0)
         return {"mb": (torch.cuda.max_memory_allocated() - before + own) / 1e6}
-    (STATUS.parent / "clear_refs").write_text("5")
-    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory_of("VmRSS")
     step_on(whole)(0)
-    return {"mb": (resident("VmHWM") - before + own) / 1e6}
+    return {"mb": (memory_of("VmHWM") - before + own) / 1e6}
 
 
 def epoch(who: str, config: Found, bags: str, loader: int, switch: str) -> Found:
@@ -114,10 +113,10 @@ def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
 
 def _their_epoch(tree: Found, bags: str, loader: int, switch: str) -> tuple[float, int]:
     import torch
-    from _reference_bags import windows
-    from _reference_model import reference_loss
-    from _speed_models import Where, pretraining, stepping
 
+    from benchmarks._reference_bags import windows
+    from benchmarks._reference_model import reference_loss
+    from benchmarks._speed_models import Where, pretraining, stepping
     from gimp_ray.config_files import build_config
 
     config: Any = build_config(tree)
@@ -159,8 +158,8 @@ def _their_epoch(tree: Found, bags: str, loader: int, switch: str) -> tuple[floa
 def phases(who: str, config: Found, bags: str, steps: int) -> Found:
     """Median seconds of the phases of a step, one after another, nothing ahead."""
     import torch
-    from _speed_models import Batch, Where, pretraining
 
+    from benchmarks._speed_models import Batch, Where, pretraining
     from gimp_ray.config_files import build_config
 
     built: Any = build_config(config)
@@ -202,7 +201,7 @@ def phases(who: str, config: Found, bags: str, steps: int) -> Found:
 
 
 def _loss_of(who: str) -> Any:
-    from _speed_models import our_loss, their_loss
+    from benchmarks._speed_models import our_loss, their_loss
 
     return our_loss if who == "gimp_ray" else their_loss
 
@@ -224,8 +223,9 @@ def _our_reads(config: Any, tree: Found, lap: Any) -> Iterator[Any]:
 
 
 def _their_reads(config: Any, bags: str, lap: Any) -> Iterator[Any]:
-    from _reference_bags import BagWindows
     from torch.utils.data import default_collate
+
+    from benchmarks._reference_bags import BagWindows
 
     files = sorted(Path(bags).glob("*.pt"))
     data = BagWindows(files, [number % 2 for number in range(len(files))], config.window.length, config.mask.ratio)
@@ -253,8 +253,7 @@ def _save(who: str, folder: Path, model: Any, optimizer: Any) -> None:
 
 
 def _sizes_of(config: Any) -> Any:
-    from _speed_models import Sizes
-
+    from benchmarks._speed_models import Sizes
     from gimp_ray.learn.stage import open_store
 
     model = config.model

@@ -1,7 +1,5 @@
 """The speed benchmark's figures as Markdown, a section for each part. Left out: measuring."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,10 +1,6 @@
 """Windows from a local store: against what peers do, over bags of many sizes, and the memory they take."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
 import sys
 import threading
 import tracemalloc
@@ -14,57 +10,49 @@ from typing import Any
 
 import h5py
 import numpy as np
-import torch
-from _store_files import Scale, bag, make_store, write_cases, write_h5
-from _store_timing import alternate, ratios, spread
 
+from benchmarks.common import Found, alternate, make_store, memory_of, ratios, run_alone, spread
+from benchmarks.store import LAYOUTS, Scale, bag, write_cohort
 from gimp_ray.store import CohortStore
 
-STORE, MEMMAP = "this store", "memory-map, float16, copied"
-TORCH, TRIDENT = "torch.load of the float32 bag, slice, half", "h5, TRIDENT, 1 patch a chunk, slice"
+STORE = "this store"
 
 
-def against_peers(folder: Path, cohorts: dict[str, Path], store: CohortStore, scale: Scale) -> list[dict[str, Any]]:
+def against_peers(folder: Path, cohorts: dict[str, Path], store: CohortStore, scale: Scale) -> list[Found]:
     """Milliseconds of a random window of the largest length, and how many times as long as the store's it takes."""
+    import torch
+
     starts = np.random.default_rng(0).integers(0, scale.patches - scale.length + 1, 1 + scale.rounds * 7)
     maps = []
     for slide in range(scale.slides):
         values = bag(slide, scale.patches, scale.dim)
         torch.save(torch.from_numpy(values), folder / f"S{slide}.pt")
         values.astype(np.float16).tofile(folder / f"S{slide}.f16")
-        shape = (scale.patches, scale.dim)
-        maps.append(np.memmap(folder / f"S{slide}.f16", dtype=np.float16, mode="r", shape=shape))
+        maps.append(np.memmap(folder / f"S{slide}.f16", dtype=np.float16, mode="r", shape=values.shape))
 
-    def window(read: Callable[[int, int, int], Any]) -> Callable[[int], None]:
+    def window(read: Callable[[int, slice], Any]) -> Callable[[int], None]:
         def run(number: int) -> None:
-            start = int(starts[number])
-            read(number % scale.slides, start, start + scale.length)
+            read(number % scale.slides, slice(starts[number], starts[number] + scale.length))
 
         return run
 
-    def from_h5(layout: str) -> Callable[[int, int, int], Any]:
-        def read(slide: int, start: int, stop: int) -> Any:
+    def from_h5(layout: str) -> Callable[[int, slice], Any]:
+        def read(slide: int, rows: slice) -> Any:
             with h5py.File(cohorts[layout] / "patches" / f"S{slide}.h5") as file:
-                return file["features"][start:stop]
+                return file["features"][rows]
 
         return read
 
-    def from_pt(slide: int, start: int, stop: int) -> Any:
-        return torch.load(folder / f"S{slide}.pt", weights_only=True)[start:stop].half()
-
-    def from_mapped_pt(slide: int, start: int, stop: int) -> Any:
-        return torch.load(folder / f"S{slide}.pt", weights_only=True, mmap=True)[start:stop].half()
+    def from_pt(mmap: bool) -> Callable[[int, slice], Any]:
+        return lambda slide, rows: torch.load(folder / f"S{slide}.pt", weights_only=True, mmap=mmap)[rows].half()
 
     contestants = {
-        STORE: window(lambda slide, start, stop: store.read_window(f"S{slide}", start, stop - start)),
-        MEMMAP: window(lambda slide, start, stop: np.array(maps[slide][start:stop])),
-        TORCH: window(from_pt),
-        "torch.load(mmap=True), slice, half": window(from_mapped_pt),
-        TRIDENT: window(from_h5("TRIDENT, 1 patch a chunk")),
-        "h5, CLAM, 32 patches a chunk, slice": window(from_h5("CLAM, 32 patches a chunk")),
-        "h5, contiguous, slice": window(from_h5("contiguous")),
-    }
-    seconds = alternate(contestants, scale.rounds * 3)
+        STORE: lambda slide, rows: store.read_window(f"S{slide}", int(rows.start), scale.length),
+        "memory-map, float16, copied": lambda slide, rows: np.array(maps[slide][rows]),
+        "torch.load of the float32 bag, slice, half": from_pt(False),
+        "torch.load(mmap=True), slice, half": from_pt(True),
+    } | {f"h5, {layout}, slice": from_h5(layout) for layout in LAYOUTS}
+    seconds = alternate({name: window(read) for name, read in contestants.items()}, scale.rounds * 3)
     for left in folder.glob("S*.[pf]*"):
         left.unlink()
     return [
@@ -73,74 +61,57 @@ def against_peers(folder: Path, cohorts: dict[str, Path], store: CohortStore, sc
     ]
 
 
-def over_sizes(folder: Path, scale: Scale) -> dict[str, Any]:
+def over_sizes(folder: Path, scale: Scale) -> Found:
     """Milliseconds of windows from bags of many sizes, and the memory a process needs for them, in windows."""
-    cohort = folder / "sizes"
-    for size in scale.bag_sizes:
-        write_h5(cohort / "patches" / f"N{size}.h5", bag(size, size, scale.dim), 32)
-    write_cases(cohort, [f"N{size}" for size in scale.bag_sizes])
-    store = make_store(cohort, folder / "sizes-store")
+    bags = {f"N{size}": lambda size=size: bag(size, size, scale.dim) for size in scale.bag_sizes}  # type: ignore[misc]
+    store = make_store(write_cohort(folder / "sizes", bags, 32), folder / "sizes-store", workers=1)
     generator, length = np.random.default_rng(1), min(scale.length, *scale.bag_sizes)
 
     def window(size: int) -> Callable[[int], object]:
         return lambda _: store.read_window(f"N{size}", int(generator.integers(0, size - length + 1)), length)
 
     seconds = alternate({str(size): window(size) for size in scale.bag_sizes}, scale.rounds * 4)
-    smallest = seconds[str(scale.bag_sizes[0])]
-    rows = [
+    rows: list[Found] = [
         {
             "patches": size,
             "ms": spread(seconds[str(size)], 1000),
-            "times_the_smallest": ratios(seconds[str(size)], smallest),
-            **_memory_of(store.path, f"N{size}", size, length),
+            "times_the_smallest": ratios(seconds[str(size)], seconds[str(scale.bag_sizes[0])]),
         }
+        | run_alone("benchmarks._store_windows", {"place": store.path, "size": size, "length": length})
         for size in scale.bag_sizes
     ]
-    medians = [row["ms"]["median"] for row in rows]  # type: ignore[index]
+    medians = [row["ms"]["median"] for row in rows]
     return {"length": length, "rows": rows, "most_over_least": max(medians) / min(medians)}
 
 
-def _memory_of(place: str, slide_id: str, size: int, length: int) -> dict[str, float]:
-    """What a new process measures of itself: see `measure_memory`."""
-    command = [sys.executable, __file__, place, slide_id, str(size), str(length)]
-    done = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path.cwd())
-    return {name: float(value) for name, value in json.loads(done.stdout).items()}
-
-
-def measure_memory(place: str, slide_id: str, size: int, length: int) -> dict[str, float]:
+def measure_memory(place: str, size: int, length: int) -> Found:
     """Growth of this process under 30 random windows, in windows.
 
     `resident` is the most of RssAnon, asked a thousand times a second, less what it was when the store was open: pages
     of mapped files are the kernel's cache and not in it. `allocated` is the peak of tracemalloc; numpy reports to it.
     """
-    store = CohortStore.open(place)
-    generator = np.random.default_rng(0)
+    store, generator = CohortStore.open(place), np.random.default_rng(0)
     one = length * (store.dim or 0) * 2
-    store.read_window(slide_id, 0, 1)
-    before, seen, done = _anonymous(), [0], threading.Event()
+    store.read_window(f"N{size}", 0, 1)
+    before, seen, over = memory_of("RssAnon"), [0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.001):
-            seen.append(_anonymous())
+        while not over.wait(0.001):
+            seen.append(memory_of("RssAnon"))
 
     def read() -> None:
         for start in generator.integers(0, size - length + 1, 30):
-            store.read_window(slide_id, int(start), length)
+            store.read_window(f"N{size}", int(start), length)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     read()
-    done.set()
+    over.set()
     watcher.join()
     tracemalloc.start()
     read()
     return {"resident": (max(seen) - before) / one, "allocated": tracemalloc.get_traced_memory()[1] / one}
 
 
-def _anonymous() -> int:
-    with open(f"/proc/{os.getpid()}/status", encoding="ascii") as stream:  # noqa: PTH123
-        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith("RssAnon"))
-
-
 if __name__ == "__main__":
-    print(json.dumps(measure_memory(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))
+    print(json.dumps(measure_memory(**json.loads(sys.argv[1]))))

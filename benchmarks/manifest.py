@@ -6,8 +6,6 @@ Prints a table: seconds, seconds of CPU (of use where the machine has other work
 peak, bytes of a pickle. `write_store` also serves the tests.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pickle

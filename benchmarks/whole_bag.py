@@ -8,8 +8,6 @@ The peak is over that of model and bag. A measurement that needs more than `--li
 only. Prints a Markdown table.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -23,11 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from _speed_models import Sizes, Where, classifiers
-from _store_timing import STATUS, machine, resident
-from _tables import write_json
+from benchmarks._speed_models import Sizes, Where, classifiers
+from benchmarks.common import machine, memory_of, write_json
 
 NAMES = {"this": "this package", "package": "`nystrom-attention`"}
 
@@ -58,8 +53,8 @@ def measure(model: str, patches: int, backward: bool, in_dim: int, dim: int, lim
     bag = make_bag(patches, in_dim)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + limit, size + limit))
-    (STATUS.parent / "clear_refs").write_text("5")
-    before, started = resident("VmRSS"), time.process_time()
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = memory_of("VmRSS"), time.process_time()
     try:
         step(bag)
     except RuntimeError as problem:
@@ -67,7 +62,7 @@ def measure(model: str, patches: int, backward: bool, in_dim: int, dim: int, lim
             raise
         return {"failed": str(problem).splitlines()[0]}
     return {
-        "bytes": resident("VmHWM") - before,
+        "bytes": memory_of("VmHWM") - before,
         "cpu_seconds": time.process_time() - started,
         "bag_bytes": bag.nbytes,
     }
@@ -106,7 +101,7 @@ def main() -> None:
             for model in options.models:
                 asked = {"model": model, "patches": patches, "backward": passes != "forward"}
                 asked |= {"in_dim": options.in_dim, "dim": options.dim, "limit": int(options.limit)}
-                command = [sys.executable, __file__, "--alone", json.dumps(asked)]
+                command = [sys.executable, "-m", "benchmarks.whole_bag", "--alone", json.dumps(asked)]
                 done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=-1, check=True)
                 rows.append({"passes": passes} | asked | json.loads(done.stdout.splitlines()[-1]))
                 print(rows[-1], file=sys.stderr, flush=True)

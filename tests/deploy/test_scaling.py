@@ -25,7 +25,7 @@ kinds = st.sampled_from([scaling.RTX_3090, scaling.H200])
 
 @pytest.mark.parametrize("name", scaling.sections())
 def test_the_tables_of_the_page_are_the_codes(name: str) -> None:
-    """After a change: `python benchmarks/scaling.py --docs`."""
+    """After a change: `python -m benchmarks.scaling --docs`."""
     found = re.findall(rf"<!-- begin {name} -->\n(.*?)\n<!-- end {name} -->", PAGE, flags=re.DOTALL)
     assert found == [scaling.sections()[name]]
 
@@ -66,10 +66,10 @@ def test_constants_of_the_performance_page_are_those_of_the_page() -> None:
 
 def test_every_constant_says_where_it_comes_from() -> None:
     for constant in scaling.CONSTANTS.values():
-        assert constant.kind in ("measured", "published", "code", "assumed", "estimate")
-        assert constant.source
+        assert constant["kind"] in ("measured", "published", "code", "assumed", "estimate")
+        assert constant["source"]
     # no GPU was run
-    assert [c.kind for name, c in scaling.CONSTANTS.items() if name.startswith("gpu_")] == ["estimate", "estimate"]
+    assert [c["kind"] for name, c in scaling.CONSTANTS.items() if name.startswith("gpu_")] == ["estimate", "estimate"]
 
 
 def test_known_answers() -> None:

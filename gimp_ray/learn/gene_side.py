@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gimp_ray.errors import InputError
 from gimp_ray.feed.plan import CohortIndex
 from gimp_ray.learn.gene_layout import SetPlaces
-from gimp_ray.learn.gene_values import CHUNK, columns_in, fit_gene_values, read_columns
+from gimp_ray.learn.gene_values import CHUNK, GeneValues, columns_in, fit_gene_values, read_columns
 from gimp_ray.learn.stage import in_chunks
 from gimp_ray.nn.aggregator import freeze
 from gimp_ray.nn.gene_input import GeneInput
@@ -61,8 +61,15 @@ def fit_gene_side(store: CohortStore, index: CohortIndex, genes: Any, card: dict
         card: what its network is made of.
     """
     values = fit_gene_values(store, index, genes, genes.fragments)
-    card = values.card | card
+    card = encoder_card(values, card)
     return GeneSide(GeneEncoder(values.input, _network(card)), card, None)
+
+
+def encoder_card(values: GeneValues, network: dict[str, Any]) -> dict[str, Any]:
+    """The card of a gene encoder over a fitted input; with gene sets these are its groups."""
+    sets = values.sets
+    groups = {} if sets is None else {"fragments": sets.fragments, "groups": len(sets.names)}
+    return values.card | network | groups
 
 
 def rebuild_gene_side(card: dict[str, Any], weights: dict[str, Tensor], store: CohortStore, file: Path) -> GeneSide:

@@ -108,7 +108,7 @@ class Stage:
     @cached_property
     def inputs(self) -> Inputs:
         """All that its result depends on; of a file its SHA-256, None where it is not there."""
-        settings: dict[str, Any] = {}
+        settings: dict[str, Any] = {"method.name": self.method}
         for key in self.reads:
             value: Any = self.config
             for name in key.split("."):

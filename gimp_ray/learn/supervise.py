@@ -24,7 +24,7 @@ from gimp_ray.errors import ConfigError
 from gimp_ray.feed.plan import Batching, CohortIndex, Row, index_cases
 from gimp_ray.feed.windows import Arrays, read_bags
 from gimp_ray.learn.class_target import class_target
-from gimp_ray.learn.gene_side import GeneSide, encode_cases, load_gene_side
+from gimp_ray.learn.gene_side import GeneSide, encode_cases, encoder_card, load_gene_side
 from gimp_ray.learn.gene_values import GeneValues, fit_gene_values, num_values, set_layout
 from gimp_ray.learn.stage import Stage, shared_out
 from gimp_ray.learn.start import check_patch_dim, check_start, made_for_outputs, start_from, take_parts
@@ -195,7 +195,8 @@ class Supervised(Stage):
         genes = None if self.side is None else self.side.card
         if self.genes is not None and self.gene_input is not None:
             weights |= {f"input.{name}": value for name, value in self.gene_input.state_dict().items()}
-            genes = self.genes.card | self.does.gene_card(self.config)
+            network = self.does.gene_card(self.config)
+            genes = encoder_card(self.genes, network) if network else self.genes.card
         return weights, self.card(genes) | {
             "target": self.target.card(),
             "outputs": len(self.target.outputs),

@@ -38,11 +38,11 @@ NAMES = ("mgca", "biovil", "refers", "tangle")
 TRAINED = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 OPTIONS: dict[str, dict[str, Any]] = {
     "mgca": {"hidden": 32, "out_dim": 16, "prototypes": 6, "still_epochs": 2},
-    "biovil": {"out_dim": 16, "temperature": 0.2, "warm_up": 0.2},
+    "biovil": {"out_dim": 16, "temperature": 0.2, "warm_up": 0.1},
     "refers": {"heads": 2, "bins": 4},
     "tangle": {"out_dim": 16, "temperature": 0.1},
 }
-EPOCHS = 10
+EPOCHS = 20
 WARM_UP = 2  # of biovil
 
 

@@ -20,12 +20,12 @@ leaves reading alone and `--in-memory` leaves it out. The reference trainer is `
 """
 
 import argparse
-import datetime
+import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,19 +33,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import _speed_limits, _speed_parts, _speed_tables
+from benchmarks import _speed_limits, _speed_parts, _speed_processes, _speed_tables
 from benchmarks._speed_models import Sizes, Where
-from benchmarks._speed_processes import run_alone
-from benchmarks.common import machine, ratios, replace_section, spread, write_json
+from benchmarks.common import (
+    NOTHING_KEPT,
+    Found,
+    done,
+    heading,
+    parser,
+    publish,
+    ratios,
+    run_alone,
+    spread,
+    synthetic_store,
+    write_json,
+)
 from gimp_ray.config_files import load_config
-from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
 from gimp_ray.store import CohortStore
-from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
-DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
-PARTS = ("attention", "step", "memory", "finetune", "genes", "epoch", "phases", "growth", "limits", "profile")
 OURS, PEER = _speed_parts.OURS, _speed_parts.PEER
-Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -108,37 +114,31 @@ class Asked:
     switch: str
     folder: Path
 
+    @property
+    def step(self) -> tuple[int, int, Sizes]:
+        return self.scale.length, self.scale.size, self.scale.sizes
 
-def attention(asked: Asked) -> Found:
-    scale = asked.scale
-    return _speed_parts.attention(scale.length, scale.attention_size, scale.sizes, scale.rounds, asked.where)
+    def alone(self, what: str, **task: Any) -> Found:
+        """A contestant's measurement in a process of its own; in this process in a quick run."""
+        if self.scale is QUICK:
+            with contextlib.redirect_stdout(sys.stderr):
+                return _speed_processes.measure(what, **task)
+        return run_alone("benchmarks._speed_processes", {"what": what} | task)
 
-
-def step(asked: Asked) -> Found:
-    scale = asked.scale
-    return _speed_parts.step(scale.length, scale.size, scale.sizes, scale.rounds, asked.where)
-
-
-def finetune(asked: Asked) -> Found:
-    scale = asked.scale
-    return {
-        "one": _speed_parts.finetune([scale.bag], scale.sizes, scale.rounds, asked.where),
-        "uneven": _speed_parts.finetune(list(scale.bags), scale.sizes, scale.rounds, asked.where),
-    }
-
-
-def genes(asked: Asked) -> Found:
-    scale = asked.scale
-    return _speed_parts.genes(scale.genes, scale.gene_batch, scale.sizes, scale.rounds, asked.where)
+    def peak(self, who: str, length: int, size: int) -> float:
+        """MB of a step in a process of its own, with an allocator that keeps nothing given back."""
+        on = {"device": str(self.where.device), "bf16": self.where.bf16, "sizes": asdict(self.scale.sizes)}
+        task = on | {"who": who, "length": length, "size": size}
+        mb: float = run_alone("benchmarks._speed_limits", task, NOTHING_KEPT)["mb"]
+        return mb
 
 
 def memory(asked: Asked) -> Found:
-    scale, where = asked.scale, asked.where
-    common = {"device": str(where.device), "bf16": where.bf16, "length": scale.length, "size": scale.memory_size}
+    scale = asked.scale
     found: dict[str, list[float]] = {OURS: [], PEER: []}
     for _ in range(scale.long_rounds):
         for who, values in found.items():
-            values.append(run_alone(what="memory", who=who, sizes=asdict(scale.sizes), **common)["mb"])
+            values.append(asked.peak(who, scale.length, scale.memory_size))
     return {"mb": {who: spread(of) for who, of in found.items()}, "share": ratios(found[OURS], found[PEER])}
 
 
@@ -151,9 +151,7 @@ def epoch(asked: Asked) -> Found:
         for name, values in seconds.items():
             who, _, loader = name.partition(", loader ")
             run = config | {"run": str(asked.folder / f"run-{number}")}
-            one = run_alone(
-                what="epoch", who=who, config=run, bags=str(bags), loader=int(loader or 0), switch=asked.switch
-            )
+            one = asked.alone("epoch", who=who, config=run, bags=bags, loader=int(loader or 0), switch=asked.switch)
             values.append(one["seconds"])
             steps[name] = one["steps"]
     return {
@@ -165,35 +163,23 @@ def epoch(asked: Asked) -> Found:
 
 
 def phases(asked: Asked) -> Found:
-    scale = asked.scale
-    config, bags = make_cohort(asked, scale.patches, scale.length)
+    config, bags = make_cohort(asked, asked.scale.patches, asked.scale.length)
     made = config | {"run": str(asked.folder / "phases")}
     return {
-        who: run_alone(what="phases", who=who, config=made, bags=str(bags), steps=scale.rounds) for who in (OURS, PEER)
+        who: asked.alone("phases", who=who, config=made, bags=bags, steps=asked.scale.rounds) for who in (OURS, PEER)
     }
 
 
 def growth(asked: Asked) -> Found:
-    scale, where = asked.scale, asked.where
-    found = _speed_parts.growth(list(scale.lengths), list(scale.numbers), scale.sizes, scale.long_rounds, where)
-    by_length = {
-        str(length): run_alone(
-            what="memory",
-            who=OURS,
-            device=str(where.device),
-            bf16=where.bf16,
-            length=length,
-            size=1,
-            sizes=asdict(scale.sizes),
-        )["mb"]
-        for length in scale.lengths
-    }
+    scale = asked.scale
+    found = _speed_parts.growth(list(scale.lengths), list(scale.numbers), scale.sizes, scale.long_rounds, asked.where)
+    by_length = {str(length): asked.peak(OURS, length, 1) for length in scale.lengths}
     by_bag: dict[str, list[float]] = {str(patches): [] for patches in scale.bag_sizes}
     made = {patches: make_cohort(asked, patches, scale.lengths[0]) for patches in scale.bag_sizes}
     for number in range(scale.long_rounds):
         for patches, (config, bags) in made.items():
             run = config | {"run": str(asked.folder / f"grown-{patches}-{number}")}
-            one = run_alone(what="epoch", who=OURS, config=run, bags=str(bags), loader=0, switch="all")
+            one = asked.alone("epoch", who=OURS, config=run, bags=bags, loader=0, switch="all")
             by_bag[str(patches)].append(one["seconds"])
     return found | {
         "mb_by_length": by_length,
@@ -202,45 +188,38 @@ def growth(asked: Asked) -> Found:
     }
 
 
-def limits(asked: Asked) -> Found:
-    scale = asked.scale
-    return _speed_limits.limits(scale.length, scale.size, scale.sizes, scale.rounds, asked.where)
+PARTS: dict[str, Callable[[Asked], Any]] = {
+    "attention": lambda a: _speed_parts.attention(
+        a.scale.length, a.scale.attention_size, a.scale.sizes, a.scale.rounds, a.where
+    ),
+    "step": lambda a: _speed_parts.step(*a.step, a.scale.rounds, a.where),
+    "memory": memory,
+    "finetune": lambda a: {
+        "one": _speed_parts.finetune([a.scale.bag], a.scale.sizes, a.scale.rounds, a.where),
+        "uneven": _speed_parts.finetune(list(a.scale.bags), a.scale.sizes, a.scale.rounds, a.where),
+    },
+    "genes": lambda a: _speed_parts.genes(a.scale.genes, a.scale.gene_batch, a.scale.sizes, a.scale.rounds, a.where),
+    "epoch": epoch,
+    "phases": phases,
+    "growth": growth,
+    "limits": lambda a: _speed_limits.limits(*a.step, a.scale.rounds, a.where),
+    "profile": lambda a: {who: _speed_limits.profiled(*a.step, a.where, who) for who in _speed_limits.PROFILED},
+}
 
 
-def profile(asked: Asked) -> Found:
-    scale = asked.scale
-    return {
-        who: _speed_limits.profiled(scale.length, scale.size, scale.sizes, asked.where, who)
-        for who in _speed_limits.PROFILED
-    }
-
-
-def make_cohort(asked: Asked, patches: int, length: int) -> tuple[Found, Path]:
-    """A store of equally long bags and a run's config over it, and the same bags as float32 `.pt` files."""
+def make_cohort(asked: Asked, patches: int, length: int) -> tuple[Found, str]:
+    """A run's config over a store of equally long bags, and a folder of `.pt` files of an epoch's bags."""
     scale, place = asked.scale, asked.folder / f"cohort-{patches}"
     bags = place / "pt"
     if not bags.exists():
         # a fold of five keeps three fifths for training
-        cases = -(-scale.cases * 5 // 3)
-        options = SynthOptions(
-            cases=cases,
-            genes=50,
-            dim=scale.sizes.in_dim,
-            min_patches=patches,
-            median_patches=patches,
-            max_patches=patches,
-            seed=0,
-        )
-        write_synthetic_cohort(place / "sources", options)
-        sources = place / "sources"
-        ingest_cohort(
-            patches=sources / "patches",
-            genes=None,
-            cases=sources / "cases.csv",
-            out=place / "store",
-            options=IngestOptions(progress=False),
-        )
-        _write_bags(place / "store", bags, scale.cases)
+        made = synthetic_store(place, -(-scale.cases * 5 // 3), scale.sizes.in_dim, (patches, patches, patches))
+        bags.mkdir()
+        store = CohortStore.open(made)
+        slides = {row["case_id"]: row for row in store.slides.to_pylist()}
+        for case in sorted(store.split("kfold", 0).train)[: scale.cases]:
+            bag = store.read_window(slides[case]["slide_id"], 0, slides[case]["n_patches"])
+            torch.save(torch.from_numpy(np.asarray(bag, dtype=np.float32)), bags / f"{case}.pt")
     config = load_config(
         None,
         {
@@ -262,73 +241,46 @@ def make_cohort(asked: Asked, patches: int, length: int) -> tuple[Found, Path]:
             "log.progress": False,
         },
     )
-    return config.model_dump(), bags
+    return config.model_dump(), str(bags)
 
 
-def _write_bags(store: Path, bags: Path, cases: int) -> None:
-    """Bags of the store's training cases as float32 tensors, as many as an epoch has."""
-    bags.mkdir(parents=True)
-    opened = CohortStore.open(store)
-    train = sorted(opened.split("kfold", 0).train)[:cases]
-    slides = {row["case_id"]: row for row in opened.slides.to_pylist()}
-    for case in train:
-        row = slides[case]
-        bag = opened.read_window(row["slide_id"], 0, row["n_patches"])
-        torch.save(torch.from_numpy(np.asarray(bag, dtype=np.float32)), bags / f"{case}.pt")
-
-
-def about(where: Where) -> Found:
-    """The machine, with the GPU where one is measured."""
-    gpu = torch.cuda.get_device_name() if where.device.type == "cuda" else None
-    return machine() | {"gpu": gpu, "bf16": where.bf16, "threads": torch.get_num_threads()}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="parts to measure; all of them without any")
-    parser.add_argument("--quick", action="store_true", help="small and soon done: shows that it works, not how fast")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
-    parser.add_argument("--bf16", action="store_true", help="under bf16 autocast, both contestants")
-    switches = parser.add_mutually_exclusive_group()
+def main(arguments: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    asks = parser(__doc__, "quick", "rounds", "out", "docs", prog="python -m benchmarks")
+    asks.add_argument("parts", nargs="*", metavar="PART", help="parts to measure; all of them without any")
+    asks.add_argument("--device", default="cpu", help="cpu, or cuda")
+    asks.add_argument("--bf16", action="store_true", help="under bf16 autocast, both contestants")
+    switches = asks.add_mutually_exclusive_group()
     switches.add_argument("--skip-train-step", action="store_true", help="epoch: reading alone")
     switches.add_argument("--in-memory", action="store_true", help="epoch: one batch again and again")
-    parser.add_argument("--rounds", type=int, help="repeats of everything")
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
-    parser.add_argument("--from", type=Path, dest="earlier", help="measure nothing: tables of this JSON")
-    parser.add_argument("--docs", action="store_true", help="put the tables into docs/performance.md")
-    options = parser.parse_args()
+    asks.add_argument("--from", type=Path, dest="earlier", help="measure nothing: tables of this JSON")
+    options = asks.parse_args(given)
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
-        parser.error(f"no part '{unknown[0]}'; parts are {', '.join(PARTS)}")
-    result = json.loads(options.earlier.read_text(encoding="utf-8")) if options.earlier else measured(options)
-    for name, text in _speed_tables.sections(result).items():
-        print(f"\n## {name}\n\n{text}")
-        if options.docs:
-            replace_section(DOCS, name, text)
+        asks.error(f"no part '{unknown[0]}'; parts are {', '.join(PARTS)}")
+    result = json.loads(options.earlier.read_text(encoding="utf-8")) if options.earlier else measured(options, given)
+    publish(_speed_tables.sections(result), options.docs)
 
 
-def measured(options: argparse.Namespace) -> Found:
+def measured(options: argparse.Namespace, given: list[str]) -> Found:
     """The figures of the parts that were asked for; written after each part."""
     scale = QUICK if options.quick else Scale()
     if options.rounds:
         scale = Scale(**vars(scale) | {"rounds": options.rounds, "long_rounds": options.rounds})
     where = Where(torch.device(options.device), options.bf16)
     switch = "skip-train-step" if options.skip_train_step else "in-memory" if options.in_memory else "all"
-    result: Found = {
-        "date": datetime.date.today().isoformat(),
-        "command": command_of(sys.argv[1:]),
-        "machine": about(where),
-        "scale": asdict(scale),
+    result = heading(asdict(scale)) | {"command": command_of(given)}
+    result["machine"] |= {
+        "gpu": torch.cuda.get_device_name() if where.device.type == "cuda" else None,
+        "bf16": where.bf16,
+        "threads": torch.get_num_threads(),
     }
     with tempfile.TemporaryDirectory(prefix="speed-benchmark-") as folder:
         asked = Asked(scale, where, switch, Path(folder))
         for part in options.parts or PARTS:
-            run: Callable[[Asked], Found] = globals()[part]
-            result[part] = run(asked)
-            print(f"{part}: done", file=sys.stderr, flush=True)
-            if options.out is not None:
+            result[part] = PARTS[part](asked)
+            done(part)
+            if options.out:
                 write_json(options.out, result)
     return result
 

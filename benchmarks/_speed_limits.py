@@ -1,9 +1,12 @@
-"""How far a pre-training step is from what the machine can do, and where its time goes.
+"""How far a pre-training step is from what the machine can do, where its time goes, and what memory it takes.
 
 The limit is the number of floating-point operations that the step needs over the rate at which the machine multiplies
-large matrices, measured in the same run. Left out: reading, whose limit is in `python -m benchmarks.store`.
+large matrices, measured in the same run; that of reading is in `python -m benchmarks.store`. Run as a program it
+measures `memory`, and prints it.
 """
 
+import json
+import sys
 from typing import Any
 
 import torch
@@ -12,9 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
-from benchmarks.common import alternate, spread
+from benchmarks.common import Found, alternate, forget_peak, memory_of, spread
 
-Found = dict[str, Any]
 PROFILED = ("reference", "direct path", "as taken")
 
 
@@ -66,3 +68,32 @@ def profiled(length: int, size: int, sizes: Sizes, where: Where, who: str, rows:
     total = sum(time for _, time, _ in events)
     events.sort(key=lambda event: -event[1])
     return [{"operator": key, "share": time / total, "ms": time / 1e3, "calls": n} for key, time, n in events[:rows]]
+
+
+def memory(who: str, device: str, bf16: bool, length: int, size: int, sizes: Found) -> Found:
+    """MB at the peak of a pre-training step over model and optimiser, the batch as the trainer has it included."""
+    where, of = Where(torch.device(device), bf16), Sizes(**sizes)
+    ours, theirs = pretraining(of, where)
+    mine = who == "gimp_ray"
+
+    def step_on(batch: Any) -> Any:
+        if mine:
+            return stepping(ours, lambda: our_loss(ours, batch), where)
+        return stepping(theirs, lambda: their_loss(theirs, batch), where)
+
+    step_on(make_batch(size, 64, of, where))(0)  # libraries start their threads and take their workspaces
+    whole = make_batch(size, length, of, where, "stored" if mine else "loaded")
+    own = whole.stored.nbytes + whole.loaded.nbytes
+    if where.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step_on(whole)(0)
+        return {"mb": (torch.cuda.max_memory_allocated() - before + own) / 1e6}
+    before = forget_peak()
+    step_on(whole)(0)
+    return {"mb": (memory_of("VmHWM") - before + own) / 1e6}
+
+
+if __name__ == "__main__":
+    print(json.dumps(memory(**json.loads(sys.argv[1]))))

@@ -1,70 +1,41 @@
-"""Memory of a step, whole epochs with reading, and phases of a step: every contestant in a process of its own.
-
-    python benchmarks/_speed_processes.py '{"what": "epoch", "who": "gimp_ray", ...}'
-
-prints what one contestant found. Left out: who takes turns with whom (`__main__`), and kernels (`_speed_parts`).
+"""Whole epochs with reading, and phases of a step: every contestant in a process of its own, which
+prints what it found: `python -m benchmarks._speed_processes '{"what": "epoch", "who": "gimp_ray", ...}'`.
 """
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks._engine_steps import NOTHING_KEPT
-from benchmarks.common import memory_of
+import torch
+from torch.utils.data import default_collate
 
-ROOT = Path(__file__).resolve().parents[1]
-Found = dict[str, Any]
+from benchmarks._reference_bags import BagWindows, windows
+from benchmarks._reference_model import reference_loss
+from benchmarks._speed_models import (
+    Batch,
+    Sizes,
+    Where,
+    our_loss,
+    pretraining,
+    stepping,
+    their_loss,
+)
+from benchmarks.common import Found
+from gimp_ray.config_files import build_config
+from gimp_ray.engine import loop
+from gimp_ray.engine.protocol import World
+from gimp_ray.feed.batches import direct_batches
+from gimp_ray.io.files import read_lines
+from gimp_ray.learn.pretrain import Pretraining
+from gimp_ray.learn.stage import open_store
+from gimp_ray.runs.folder import RunFolder
+from gimp_ray.runs.model import save_weights
+
 PHASES = ("read", "collate", "to device", "forward", "backward", "optimiser", "checkpoint")
-
-
-def run_alone(**task: Any) -> Found:
-    """One contestant's measurement in a new process; memory is of an allocator that keeps nothing given back."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks._speed_processes", json.dumps(task)],
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        cwd=ROOT,
-        env=os.environ | (NOTHING_KEPT if task["what"] == "memory" else {}),
-    )
-    found: Found = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def memory(who: str, device: str, bf16: bool, length: int, size: int, sizes: Found) -> Found:
-    """MB at the peak of a pre-training step over model and optimiser, the batch as the trainer has it included."""
-    import torch
-
-    from benchmarks._speed_models import Sizes, Where, make_batch, our_loss, pretraining, stepping, their_loss
-
-    where, of = Where(torch.device(device), bf16), Sizes(**sizes)
-    ours, theirs = pretraining(of, where)
-    mine = who == "gimp_ray"
-
-    def step_on(batch: Any) -> Any:
-        if mine:
-            return stepping(ours, lambda: our_loss(ours, batch), where)
-        return stepping(theirs, lambda: their_loss(theirs, batch), where)
-
-    step_on(make_batch(size, 64, of, where))(0)  # libraries start their threads and take their workspaces
-    whole = make_batch(size, length, of, where, "stored" if mine else "loaded")
-    own = whole.stored.nbytes + whole.loaded.nbytes
-    if where.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step_on(whole)(0)
-        return {"mb": (torch.cuda.max_memory_allocated() - before + own) / 1e6}
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory_of("VmRSS")
-    step_on(whole)(0)
-    return {"mb": (memory_of("VmHWM") - before + own) / 1e6}
 
 
 def epoch(who: str, config: Found, bags: str, loader: int, switch: str) -> Found:
@@ -82,14 +53,6 @@ def epoch(who: str, config: Found, bags: str, loader: int, switch: str) -> Found
 
 
 def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
-    from gimp_ray.config_files import build_config
-    from gimp_ray.engine import loop
-    from gimp_ray.engine.protocol import World
-    from gimp_ray.feed.batches import direct_batches
-    from gimp_ray.io.files import read_lines
-    from gimp_ray.learn.pretrain import Pretraining
-    from gimp_ray.runs.folder import RunFolder
-
     config: Any = build_config(tree)
     task: Any = Pretraining(tree, str(config.run))
     if switch == "skip-train-step":
@@ -112,13 +75,6 @@ def _our_epoch(tree: Found, switch: str) -> tuple[float, int]:
 
 
 def _their_epoch(tree: Found, bags: str, loader: int, switch: str) -> tuple[float, int]:
-    import torch
-
-    from benchmarks._reference_bags import windows
-    from benchmarks._reference_model import reference_loss
-    from benchmarks._speed_models import Where, pretraining, stepping
-    from gimp_ray.config_files import build_config
-
     config: Any = build_config(tree)
     device = torch.device("cuda" if config.train.use_gpu else "cpu")
     where = Where(device, config.train.precision == "bf16")
@@ -157,11 +113,6 @@ def _their_epoch(tree: Found, bags: str, loader: int, switch: str) -> tuple[floa
 
 def phases(who: str, config: Found, bags: str, steps: int) -> Found:
     """Median seconds of the phases of a step, one after another, nothing ahead."""
-    import torch
-
-    from benchmarks._speed_models import Batch, Where, pretraining
-    from gimp_ray.config_files import build_config
-
     built: Any = build_config(config)
     device = torch.device("cuda" if built.train.use_gpu else "cpu")
     where = Where(device, built.train.precision == "bf16")
@@ -187,7 +138,7 @@ def phases(who: str, config: Found, bags: str, steps: int) -> Found:
         cls_ge = torch.zeros(len(labels), built.model.dim, device=device)
         batch = Batch(patches, patches, masked, masked, cls_ge, labels)
         with where.autocast():
-            value = _loss_of(who)(model, batch)
+            value = (our_loss if who == "gimp_ray" else their_loss)(model, batch)
         lap("forward")
         value.backward()
         lap("backward")
@@ -195,22 +146,16 @@ def phases(who: str, config: Found, bags: str, steps: int) -> Found:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         lap("optimiser")
-        _save(who, saved, model, optimizer)
+        if who == "gimp_ray":  # each in its own way, in the foreground
+            save_weights(saved / "model.safetensors", dict(model.state_dict()))
+            torch.save(optimizer.state_dict(), saved / "optimizer.pt")
+        else:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, saved / "checkpoint.pt")
         lap("checkpoint")
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}  # the first step warms up
 
 
-def _loss_of(who: str) -> Any:
-    from benchmarks._speed_models import our_loss, their_loss
-
-    return our_loss if who == "gimp_ray" else their_loss
-
-
 def _our_reads(config: Any, tree: Found, lap: Any) -> Iterator[Any]:
-    import torch
-
-    from gimp_ray.learn.pretrain import Pretraining
-
     task: Any = Pretraining(tree, str(config.run))
     number = 0
     while True:
@@ -223,10 +168,6 @@ def _our_reads(config: Any, tree: Found, lap: Any) -> Iterator[Any]:
 
 
 def _their_reads(config: Any, bags: str, lap: Any) -> Iterator[Any]:
-    from torch.utils.data import default_collate
-
-    from benchmarks._reference_bags import BagWindows
-
     files = sorted(Path(bags).glob("*.pt"))
     data = BagWindows(files, [number % 2 for number in range(len(files))], config.window.length, config.mask.ratio)
     size, number = config.batch.classes * config.batch.cases_per_class, 0
@@ -239,30 +180,16 @@ def _their_reads(config: Any, bags: str, lap: Any) -> Iterator[Any]:
         number += size
 
 
-def _save(who: str, folder: Path, model: Any, optimizer: Any) -> None:
-    """Model and optimiser, in each trainer's way, in the foreground."""
-    import torch
-
-    if who == "gimp_ray":
-        from gimp_ray.runs.model import save_weights
-
-        save_weights(folder / "model.safetensors", dict(model.state_dict()))
-        torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-    else:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "checkpoint.pt")
-
-
 def _sizes_of(config: Any) -> Any:
-    from benchmarks._speed_models import Sizes
-    from gimp_ray.learn.stage import open_store
-
     model = config.model
     dim = open_store(config).dim
     return Sizes(dim or 0, model.dim, model.heads, model.landmarks, model.residual_kernel, model.layers)
 
 
+def measure(what: str, **task: Any) -> Found:
+    """One contestant's measurement: `epoch` or `phases`."""
+    return (epoch if what == "epoch" else phases)(**task)
+
+
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    arguments = json.loads(sys.argv[1])
-    measured: dict[str, Callable[..., Found]] = {"memory": memory, "epoch": epoch, "phases": phases}
-    print(json.dumps(measured[arguments.pop("what")](**arguments)))
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))

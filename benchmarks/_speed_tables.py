@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-Found = dict[str, Any]
+from benchmarks.common import Found, span, table
+
 # of the machine that the page was measured on; a GPU's own table stands in its own section
 NO_GPU = "no GPU could be had"
 
@@ -107,7 +107,7 @@ def _targets(result: Found, on_gpu: bool) -> str:
         there = [] if on_gpu else [f"{bound} {target.gpu:g}{target.unit}", NO_GPU]
         rows.append([f"[{target.what}](#{_ANCHORS[target.part]})", *cells, *there])
     head = ["against the reference", "wanted", "measured", ""]
-    return _table(head if on_gpu else [*head, "wanted on an H200", "measured there"], rows)
+    return table(head if on_gpu else [*head, "wanted on an H200", "measured there"], rows)
 
 
 def _verdict(target: Target, bound: str, wanted: float, found: Found) -> list[str]:
@@ -115,7 +115,7 @@ def _verdict(target: Target, bound: str, wanted: float, found: Found) -> list[st
     one = math.isclose(found["min"], found["max"])
     return [
         f"{bound} {wanted:g}{target.unit}",
-        f"{found['median']:.2f}" if one else _span(found, 2),
+        f"{found['median']:.2f}" if one else span(found),
         "met" if met else "missed",
     ]
 
@@ -125,28 +125,29 @@ def _attention(of: Found, scale: Found) -> str:
         [
             passes,
             *(_ms(of[passes]["seconds"][who]) for who in ("gimp_ray", "reference")),
-            _x(of[passes]["times"]["reference"]),
-            *_peaks(of[passes]),
+            span(of[passes]["times"]["reference"]),
+            *(f"{value:,.0f}" for value in of[passes].get("peak_mb", {}).values()),
         ]
         for passes in ("forward", "forward, backward")
     ]
-    head = ["passes", "gimp_ray, ms", "nystrom-attention, ms", "times", *_peak_heads(of["forward"])]
+    head = ["passes", "gimp_ray, ms", "nystrom-attention, ms", "times"]
+    head += ["gimp_ray, MB", "nystrom-attention, MB"] if "peak_mb" in of["forward"] else []
     return (
         f"One layer, L = {scale['length']:,}, d = {scale['sizes']['dim']}, batch {scale['attention_size']}, the same "
         f"weights. Where both are the same function, outputs differ by {of['forward']['apart']:.1e} of the largest.\n\n"
-        + _table(head, rows)
+        + table(head, rows)
     )
 
 
 def _step(of: Found, scale: Found) -> str:
     rows = [
-        [who, _ms(of["seconds"][who]), _x(of["times"][who]) if who in of["times"] else "1"] for who in of["seconds"]
+        [who, _ms(of["seconds"][who]), span(of["times"][who]) if who in of["times"] else "1"] for who in of["seconds"]
     ]
     return (
         f"Forward, losses, backward, clipping and AdamW on {scale['size']} windows of {scale['length']:,} in memory. "
         f"At the same weights the two losses differ by {of['apart']:.1e} of themselves (the package pads with "
         "zeros and scales the pseudo-inverse over the batch).\n\n"
-        + _table(["trainer", "ms a step", "times"], rows)
+        + table(["trainer", "ms a step", "times"], rows)
         + _gpu_memory(of)
     )
 
@@ -160,7 +161,7 @@ def _finetune(of: Found, scale: Found) -> str:
         [
             names[key],
             *(_ms(of[key]["seconds"][who]) for who in ("gimp_ray", "reference")),
-            _x(of[key]["times"]["reference"]),
+            span(of[key]["times"]["reference"]),
         ]
         for key in ("one", "uneven")
     ]
@@ -169,40 +170,40 @@ def _finetune(of: Found, scale: Found) -> str:
         f"{of['one']['same']:.1e} of the largest where both are the same function, by {of['one']['apart']:.1e} on the "
         f"bag timed and by {of['uneven']['apart']:.1e} on the uneven ones (the package pads with zeros that it attends "
         "to, and scales the pseudo-inverse otherwise).\n\n"
-        + _table(["step on", "gimp_ray, ms", "reference, ms", "times"], rows)
+        + table(["step on", "gimp_ray, ms", "reference, ms", "times"], rows)
         + _gpu_memory(of["one"])
     )
 
 
 def _genes(of: Found, scale: Found) -> str:
     rows = [
-        [who, _ms(of["seconds"][who]), _x(of["times"][who]) if who in of["times"] else "1"] for who in of["seconds"]
+        [who, _ms(of["seconds"][who]), span(of["times"][who]) if who in of["times"] else "1"] for who in of["seconds"]
     ]
     return (
         f"GroupMSA of {scale['genes']:,} genes, batch {scale['gene_batch']}, forward with backward; outputs differ by "
-        f"{of['apart']:.1e} of the largest.\n\n" + _table(["encoder", "ms", "times"], rows)
+        f"{of['apart']:.1e} of the largest.\n\n" + table(["encoder", "ms", "times"], rows)
     )
 
 
 def _memory(of: Found, scale: Found) -> str:
-    rows = [[who, _span(value, 0)] for who, value in of["mb"].items()]
+    rows = [[who, span(value, ",.0f")] for who, value in of["mb"].items()]
     return (
         f"Peak over model and optimiser of a pre-training step, {scale['memory_size']} windows of {scale['length']:,}, "
         "the batch included, each in a process of its own; ours over the reference's: "
-        f"{_span(of['share'], 2)}.\n\n" + _table(["trainer", "MB"], rows)
+        f"{span(of['share'])}.\n\n" + table(["trainer", "MB"], rows)
     )
 
 
 def _epoch(of: Found, scale: Found) -> str:
     said = {"all": "", "skip-train-step": ", reading alone", "in-memory": ", one batch again and again"}[of["switch"]]
     rows = [
-        [who, str(of["steps"][who]), _span(of["seconds"][who], 2), _x(of["times"][who]) if who in of["times"] else "1"]
+        [who, str(of["steps"][who]), span(of["seconds"][who]), span(of["times"][who]) if who in of["times"] else "1"]
         for who in of["seconds"]
     ]
     return (
         f"An epoch of {scale['cases']} bags of {scale['patches']:,}, windows of {scale['length']:,}{said}; files in "
         "the page cache. The reference reads whole float32 `.pt` bags with `torch.load` in a DataLoader of 0 and of 2 "
-        "processes.\n\n" + _table(["trainer", "steps", "seconds", "times"], rows)
+        "processes.\n\n" + table(["trainer", "steps", "seconds", "times"], rows)
     )
 
 
@@ -212,7 +213,7 @@ def _phases(of: Found, scale: Found) -> str:
     rows.append(["all", *(f"{sum(of[who].values()) * 1e3:,.1f}" for who in of)])
     return (
         f"Milliseconds of a step of {scale['size']} windows, phases one after another; reading decodes as well. In a "
-        "run reading goes ahead of the step and checkpoints are written beside it.\n\n" + _table(["phase", *of], rows)
+        "run reading goes ahead of the step and checkpoints are written beside it.\n\n" + table(["phase", *of], rows)
     )
 
 
@@ -226,13 +227,13 @@ def _growth(of: Found, scale: Found) -> str:
         [*row("seconds of GroupMSA by G", of["seconds_by_genes"], 3), f"{of['exponent_of_genes']:.2f}"],
         [*row("seconds an epoch by N_p", of["epoch_seconds_by_bag"], 2), ""],
     ]
-    return _table(["what", "measured", "exponent"], rows)
+    return table(["what", "measured", "exponent"], rows)
 
 
 def _limits(of: Found, scale: Found) -> str:
     return (
         f"A pre-training step of {scale['size']} windows of {scale['length']:,} needs {of['gflop']:,.0f} GFLOP and "
-        f"takes {_span(of['seconds'], 2)} s; large matrices are multiplied at {_span(of['matmul_gflops'], 0)} GFLOP/s. "
+        f"takes {span(of['seconds'])} s; large matrices are multiplied at {span(of['matmul_gflops'], ',.0f')} GFLOP/s. "
         f"The step reaches {100 * of['share']['median']:.0f} % of that rate ({100 * of['share']['min']:.0f} to "
         f"{100 * of['share']['max']:.0f})."
     )
@@ -245,7 +246,7 @@ def _profile(of: Found, scale: Found) -> str:
             [f"`{row['operator']}`", f"{100 * row['share']:.0f} %", f"{row['ms']:,.0f}", str(row["calls"])]
             for row in rows
         ]
-        made.append(f"{name.capitalize()}:\n\n" + _table(["operator", "share", "ms", "calls"], cells))
+        made.append(f"{name.capitalize()}:\n\n" + table(["operator", "share", "ms", "calls"], cells))
     return (
         f"Operators of a step of {scale['size']} windows by their own time: of the reference; by the direct path, "
         "which every window took before; and by the path that masked windows take now.\n\n" + "\n\n".join(made)
@@ -284,26 +285,5 @@ def _gpu_memory(of: Found) -> str:
     )
 
 
-def _peak_heads(of: Found) -> list[str]:
-    return ["gimp_ray, MB", "nystrom-attention, MB"] if "peak_mb" in of else []
-
-
-def _peaks(of: Found) -> list[str]:
-    return [f"{value:,.0f}" for value in of["peak_mb"].values()] if "peak_mb" in of else []
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _span(of: dict[str, float], digits: int) -> str:
-    return f"{of['median']:,.{digits}f} ({of['min']:,.{digits}f} to {of['max']:,.{digits}f})"
-
-
 def _ms(of: dict[str, float]) -> str:
-    return _span({key: value * 1e3 for key, value in of.items()}, 0 if of["median"] > 0.02 else 2)
-
-
-def _x(of: dict[str, float]) -> str:
-    return _span(of, 2)
+    return span(of, ",.0f" if of["median"] > 0.02 else ",.2f", 1e3)

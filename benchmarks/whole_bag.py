@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks._speed_models import Sizes, Where, classifiers
-from benchmarks.common import machine, memory_of, write_json
+from benchmarks.common import forget_peak, machine, memory_of, write_json
 
 NAMES = {"this": "this package", "package": "`nystrom-attention`"}
 
@@ -53,8 +53,7 @@ def measure(model: str, patches: int, backward: bool, in_dim: int, dim: int, lim
     bag = make_bag(patches, in_dim)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + limit, size + limit))
-    Path("/proc/self/clear_refs").write_text("5")
-    before, started = memory_of("VmRSS"), time.process_time()
+    before, started = forget_peak(), time.process_time()
     try:
         step(bag)
     except RuntimeError as problem:

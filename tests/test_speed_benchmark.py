@@ -10,20 +10,18 @@ from typing import Any
 
 import pytest
 
+from benchmarks import __main__ as speed
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     """Every part at a small scale, as JSON, and what was printed."""
     out = tmp_path_factory.mktemp("speed") / "r.json"
-    ran = run("--quick", "--out", str(out))
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--out", str(out)]
+    ran = subprocess.run(command, capture_output=True, cwd=ROOT, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     return json.loads(out.read_text(encoding="utf-8")), ran.stdout
 
@@ -57,21 +55,24 @@ def test_every_contestant_has_its_figures(done: tuple[dict[str, Any], str]) -> N
     assert result["command"] == "python -m benchmarks --quick" and "--out" not in printed
 
 
-def test_tables_are_made_anew_from_an_earlier_run(done: tuple[dict[str, Any], str], tmp_path: Path) -> None:
+def test_tables_are_made_anew_from_an_earlier_run(
+    done: tuple[dict[str, Any], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result, printed = done
     (tmp_path / "r.json").write_text(json.dumps(result))
-    again = run("--from", str(tmp_path / "r.json"))
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == printed
+    speed.main(["--from", str(tmp_path / "r.json")])
+    assert capsys.readouterr().out == printed
 
 
-def test_an_epoch_without_its_step_or_without_reading(tmp_path: Path) -> None:
+def test_an_epoch_without_its_step_or_without_reading(capsys: pytest.CaptureFixture[str]) -> None:
     for switch, said in (("--skip-train-step", "reading alone"), ("--in-memory", "one batch again and again")):
-        ran = run("epoch", "--quick", switch)
-        assert ran.returncode == 0, ran.stderr
-        assert said in ran.stdout and "reference, loader 2" in ran.stdout
+        speed.main(["epoch", "--quick", switch])
+        printed = capsys.readouterr().out
+        assert said in printed and "reference, loader 2" in printed
 
 
-def test_an_unknown_part_is_refused() -> None:
-    ran = run("speed")
-    assert ran.returncode == 2 and "no part 'speed'; parts are attention, step" in ran.stderr
+def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        speed.main(["speed"])
+    assert refusal.value.code == 2
+    assert "no part 'speed'; parts are attention, step" in capsys.readouterr().err

@@ -5,10 +5,9 @@ Shape suffixes: B batch, N patches, E patch embedding width, G genes, O outputs,
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, get_type_hints
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from gimp_ray.config import Config
 from gimp_ray.config_training import StageTrainConfig
 from gimp_ray.errors import ConfigError
-from gimp_ray.methods.sections import GeneValuesConfig, SelectConfig, Settings, recipe
+from gimp_ray.methods.sections import GeneValuesConfig, SelectConfig, Settings, numbers_of, recipe, settings_of
 
 __all__ = [
     "Config",
@@ -30,6 +29,7 @@ __all__ = [
     "Sizes",
     "StageTrainConfig",
     "Supervise",
+    "numbers_of",
     "recipe",
     "settings_of",
     "supervised",
@@ -386,29 +386,6 @@ def config_with(base: type[Config], title: str, section: type[Any]) -> type[Conf
     """A config with a section `method` of its own."""
     made: type[Config] = create_model(f"{title} config", __base__=base, method=(section, section()))
     return made
-
-
-def settings_of(*functions: Callable[..., Any], leave: Sequence[str] = (), **defaults: Any) -> type[Settings]:
-    """Section `method` with the arguments that have a default of a network, and of its loss, by their names.
-
-    Args:
-        functions: the network, the loss.
-        leave: arguments that are none of the user's.
-        defaults: of the section's other keys, such as `train=recipe(...)`.
-    """
-    fields: dict[str, Any] = {name: (Settings.model_fields[name].annotation, value) for name, value in defaults.items()}
-    for function in functions:
-        call = function.__init__ if inspect.isclass(function) else function
-        types = get_type_hints(call)
-        for one in inspect.signature(function).parameters.values():
-            if one.default is not inspect.Parameter.empty and one.name not in leave:
-                fields[one.name] = (types[one.name], one.default)
-    return create_model("Settings", __base__=Settings, **fields)
-
-
-def numbers_of(settings: Settings) -> dict[str, Any]:
-    """A method's own numbers in its section, by name."""
-    return {name: getattr(settings, name) for name in type(settings).model_fields if name not in Settings.model_fields}
 
 
 def _sets(config: Any) -> Mapping[str, str | None]:

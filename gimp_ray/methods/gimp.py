@@ -10,16 +10,15 @@ Shape suffixes: B batch, L patches, M masked patches, E patch embedding width, D
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from gimp_ray.config import Config
-from gimp_ray.config_training import Section
 from gimp_ray.methods.base import Loss, Method, Phase, Pretrain, Sizes, Supervise, Target, Tensors, Window, own
 from gimp_ray.methods.sections import (
     BatchConfig,
@@ -27,41 +26,13 @@ from gimp_ray.methods.sections import (
     GenesConfig,
     MaskConfig,
     ModelConfig,
+    ObjectiveConfig,
+    TripletConfig,
     WindowConfig,
 )
 from gimp_ray.nn.aggregator import KeepsFrozen, MLPHead, PatchAggregator
 from gimp_ray.nn.genes import gene_network
 from gimp_ray.nn.losses import TripletResult, gather_workers, masked_patch_loss, patches_at, triplet_loss
-
-
-class TripletConfig(Section):
-    """Gene-induced triplet learning (section 2.3, Eq. 4)."""
-
-    margin: float = Field(0.8, ge=0, description="delta of Eq. 4")
-    mining: Literal["batch_all", "batch_hard", "semi_hard"] = Field(
-        "batch_all", description="which triplets of a mini-batch count"
-    )
-    scope: Literal["local", "global"] = Field(
-        "local", description="local: triplets inside each worker's mini-batch; global: over those of all workers"
-    )
-    average: Literal["active", "valid"] = Field("active", description="mean over triplets with a loss, or over all")
-    normalize: bool = Field(True, description="L2-normalise CLS_pat before the distances")
-    weight: float = Field(1.0, ge=0, description="weight of L_tri in L_pre; 0 switches it off")
-
-
-class ObjectiveConfig(Section):
-    """What stage `pretrain` learns."""
-
-    genes: bool = Field(
-        True, description="false pre-trains on images alone, and the gene encoder joins in fine-tuning (Table 2)"
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_a_method(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "name" in given:
-            raise ValueError(f"another pre-training is another method: give method.name: {given['name']} in its place")
-        return given
 
 
 class WindowedConfig(Config):

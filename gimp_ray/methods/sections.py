@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_type_hints
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
 from gimp_ray.config_training import FREE, PATH, Section, StageTrainConfig
 
@@ -21,6 +23,36 @@ class MaskConfig(Section):
     ratio: float = Field(0.5, gt=0, lt=1, description="share of the window that is masked")
     reduction: Literal["mean", "sum"] = Field("mean", description="sum is the literal Eq. 3; mean does not grow with L")
     weight: float = Field(1.0, ge=0, description="weight of L_rec in L_pre")
+
+
+class TripletConfig(Section):
+    """Gene-induced triplet learning (section 2.3, Eq. 4)."""
+
+    margin: float = Field(0.8, ge=0, description="delta of Eq. 4")
+    mining: Literal["batch_all", "batch_hard", "semi_hard"] = Field(
+        "batch_all", description="which triplets of a mini-batch count"
+    )
+    scope: Literal["local", "global"] = Field(
+        "local", description="local: triplets inside each worker's mini-batch; global: over those of all workers"
+    )
+    average: Literal["active", "valid"] = Field("active", description="mean over triplets with a loss, or over all")
+    normalize: bool = Field(True, description="L2-normalise CLS_pat before the distances")
+    weight: float = Field(1.0, ge=0, description="weight of L_tri in L_pre; 0 switches it off")
+
+
+class ObjectiveConfig(Section):
+    """What stage `pretrain` learns."""
+
+    genes: bool = Field(
+        True, description="false pre-trains on images alone, and the gene encoder joins in fine-tuning (Table 2)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_a_method(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "name" in given:
+            raise ValueError(f"another pre-training is another method: give method.name: {given['name']} in its place")
+        return given
 
 
 class BatchConfig(Section):
@@ -165,3 +197,26 @@ class Settings(MethodSection):
         "there is one modality",
     )
     train: StageTrainConfig = recipe(epochs=20, lr=2e-4)
+
+
+def settings_of(*functions: Callable[..., Any], leave: Sequence[str] = (), **defaults: Any) -> type[Settings]:
+    """Section `method` with the arguments that have a default of a network, and of its loss, by their names.
+
+    Args:
+        functions: the network, the loss.
+        leave: arguments that are none of the user's.
+        defaults: of the section's other keys, such as `train=recipe(...)`.
+    """
+    fields: dict[str, Any] = {name: (Settings.model_fields[name].annotation, value) for name, value in defaults.items()}
+    for function in functions:
+        call = function.__init__ if inspect.isclass(function) else function
+        types = get_type_hints(call)
+        for one in inspect.signature(function).parameters.values():
+            if one.default is not inspect.Parameter.empty and one.name not in leave:
+                fields[one.name] = (types[one.name], one.default)
+    return create_model("Settings", __base__=Settings, **fields)
+
+
+def numbers_of(settings: Settings) -> dict[str, Any]:
+    """A method's own numbers in its section, by name."""
+    return {name: getattr(settings, name) for name in type(settings).model_fields if name not in Settings.model_fields}

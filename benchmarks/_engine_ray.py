@@ -1,7 +1,7 @@
 """A run on Ray while a worker is killed, and one of ten thousand steps: seconds to go on, memory over time.
 
-The command runs as a process of its own; what it holds is read from outside. Left out: the proof that nothing is lost
-(`tests/faults`).
+The command runs as a process of its own; what it holds is read from outside. That nothing is lost is
+proved in `tests/faults`.
 """
 
 import contextlib
@@ -18,15 +18,13 @@ from typing import Any
 
 import psutil
 
-from benchmarks._engine_steps import own_memory
+from benchmarks.common import ROOT, Found, memory_of
 from gimp_ray.config import Config
 from gimp_ray.config_files import to_yaml
 from gimp_ray.io.files import read_lines
 from gimp_ray.runs.folder import RunFolder
 
-ROOT = Path(__file__).parents[1]
 WORKER = "ray::RayTrainWorker"
-Found = dict[str, Any]
 
 
 def recovery(config: Config, folder: Path, kills: int) -> Found:
@@ -55,9 +53,9 @@ def soak(config: Config, folder: Path, steps: int, warm_up: int) -> Found:
         while process.poll() is None and (not seen or seen[-1][0] < steps):
             workers = _children(process, WORKER)
             if workers:
-                with contextlib.suppress(OSError, KeyError):
+                with contextlib.suppress(OSError, StopIteration):
                     pid = workers[0].pid
-                    seen.append((_steps(run), own_memory(pid), own_memory(pid, "RssShmem")))
+                    seen.append((_steps(run), memory_of("RssAnon", pid) / 1e6, memory_of("RssShmem", pid) / 1e6))
             time.sleep(1)
         process.wait(120)
         seconds = time.perf_counter() - started

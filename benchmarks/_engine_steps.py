@@ -1,7 +1,7 @@
 """Steps of pre-training with the real feed, with a batch that is in memory, on one core and on two, and what a
 checkpoint holds up. Every measurement is a process of its own, so that its memory and its cores are its own.
 
-Run as a program it does one of them and prints what it found: `_engine_steps.py KIND CONFIG.json RANK WORLD PORT`.
+Run as a program it does one of them and prints what it found; its arguments are KIND CONFIG.json RANK WORLD PORT.
 """
 
 import contextlib
@@ -18,11 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-Found = dict[str, Any]
-
-# glibc hands every larger block back at once, so that what a process has is what it holds
-NOTHING_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+from benchmarks.common import ROOT, Found, memory_of
 
 
 def measure(
@@ -55,9 +51,7 @@ def measure(
                     "benchmarks._engine_steps",
                     kind,
                     file.name,
-                    str(rank),
-                    str(len(cores)),
-                    str(port),
+                    *map(str, (rank, len(cores), port)),
                 ],
                 stdout=subprocess.PIPE,
                 text=True,
@@ -124,23 +118,14 @@ def _main(kind: str, file: str, rank: int, world: int, port: int) -> Found:
     }
 
 
-def own_memory(pid: int | str = "self", kind: str = "RssAnon") -> float:
-    """MB of a process's own. Left out are the store's mapped files, whose pages the kernel may drop at any time, and
-    with `RssAnon` what is shared (`RssShmem`): of a Ray worker that is the object store's memory, once for all
-    processes, which a worker is seen to have from the first time that it reads there.
-    """
-    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(lines[kind].split()[0]) * 1024 / 1e6
-
-
 @contextlib.contextmanager
 def peak_memory(every: float = 0.01) -> Iterator[list[float]]:
     """This process's own memory while the block runs, one value each so many seconds."""
-    seen, over = [own_memory()], threading.Event()
+    seen, over = [memory_of("RssAnon") / 1e6], threading.Event()
 
     def look() -> None:
         while not over.wait(every):
-            seen.append(own_memory())
+            seen.append(memory_of("RssAnon") / 1e6)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -6,11 +6,8 @@ memory over ten thousand steps. What is compared takes turns in one run. Writes 
 puts them into docs/performance.md. Left out: the step itself, kernels, storage.
 """
 
-import argparse
-import datetime
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,15 +16,25 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks import _engine_ray, _engine_steps
-from benchmarks.common import machine, ratios, replace_section, spread, write_json
+from benchmarks.common import (
+    NOTHING_KEPT,
+    Found,
+    Spread,
+    done,
+    heading,
+    parser,
+    publish,
+    ratios,
+    span,
+    spread,
+    synthetic_store,
+    table,
+    write_json,
+)
 from gimp_ray.config import Config
 from gimp_ray.config_files import load_config
-from gimp_ray.ingest.ingest import IngestOptions, ingest_cohort
-from gimp_ray.synth.cohort import SynthOptions, write_synthetic_cohort
 
-DOCS = Path(__file__).parents[1] / "docs" / "performance.md"
 PARTS = ("feed", "memory", "workers", "checkpoint", "recovery", "soak")
-Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,24 +69,8 @@ QUICK = Scale(cases=24, patches=300, dim=64, length=128, width=32, landmarks=16,
 
 def make_store(folder: Path, scale: Scale) -> Path:
     """A store of synthetic slides, without genes."""
-    options = SynthOptions(
-        cases=scale.cases,
-        genes=50,
-        dim=scale.dim,
-        min_patches=scale.patches * 2 // 3,
-        median_patches=scale.patches,
-        max_patches=scale.patches * 3 // 2,
-        seed=0,
-    )
-    write_synthetic_cohort(folder / "sources", options)
-    ingest_cohort(
-        patches=folder / "sources" / "patches",
-        genes=None,
-        cases=folder / "sources" / "cases.csv",
-        out=folder / "store",
-        options=IngestOptions(progress=False),
-    )
-    return folder / "store"
+    patches = (scale.patches * 2 // 3, scale.patches, scale.patches * 3 // 2)
+    return synthetic_store(folder, scale.cases, scale.dim, patches)
 
 
 def config_of(scale: Scale, store: Path, run: Path, **more: Any) -> Config:
@@ -122,7 +113,7 @@ def feed(scale: Scale, store: Path, folder: Path) -> Found:
 def memory(scale: Scale, store: Path, folder: Path) -> Found:
     """What the feed holds beside the step: few steps with an allocator that keeps nothing, which makes them slow."""
     few = make_store(folder / "few", Scale(**asdict(scale) | {"cases": 14}))
-    found = _in_turn(scale, few, folder / "held", _engine_steps.NOTHING_KEPT)
+    found = _in_turn(scale, few, folder / "held", NOTHING_KEPT)
     peaks = {kind: [one["peak_mb"] for one in of] for kind, of in found.items()}
     batch_mb = _batch_mb(scale)
     more = [a - b for a, b in zip(peaks["feed"], peaks["memory"], strict=True)]
@@ -201,104 +192,78 @@ def soak(scale: Scale, store: Path, folder: Path) -> Found:
 
 def sections(result: Found, command: str) -> dict[str, str]:
     """Markdown of every part that was measured."""
-    made = {}
-    about = result["machine"]
-    note = f"{about['cpu']}, {about['cores']} cores, torch {about['torch']}, {result['date']}: `{command}`."
+    on, made = result["machine"], {}
     if "feed" in result:
         of = result["feed"]
         rows = [[name, _s(of["seconds_a_step"][name])] for name in ("memory", "feed")]
-        made["engine-feed"] = "\n".join(
-            [
-                _table(["step on", "seconds a step"], rows),
-                "",
-                f"Steps/s with the feed over steps/s on a batch in memory: {_s(of['share'])}. Waiting for data: "
-                f"{100 * of['data_wait']['median']:.1f} % of the time. Peaks of the processes' own memory differ by "
-                f"{_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB, what the allocator keeps of the model's "
-                f"activations included, which differs from run to run. {note}",
-            ]
+        made["feed"] = (
+            f"{table(['step on', 'seconds a step'], rows)}\n\nSteps/s with the feed over steps/s on a batch in memory: "
+            f"{_s(of['share'])}. Waiting for data: {100 * of['data_wait']['median']:.1f} % of the time. Peaks of the "
+            f"processes' own memory differ by {_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB, what the "
+            "allocator keeps of the model's activations included, which differs from run to run."
         )
     if "memory" in result:
         of = result["memory"]
         rows = [[name, _s(of["peak_mb"][name])] for name in ("memory", "feed")]
-        made["engine-memory"] = "\n".join(
-            [
-                _table(["step on", "peak of own memory, MB"], rows),
-                "",
-                f"With an allocator that keeps nothing (`MALLOC_MMAP_THRESHOLD_=1048576`) the feed holds "
-                f"{_s(of['more_batches'])} batches of {of['batch_mb']:.1f} MB beyond the step on one batch in memory; "
-                f"pages of the store that are mapped, and that the kernel drops where memory is short, come on top. "
-                f"{note}",
-            ]
+        made["memory"] = (
+            f"{table(['step on', 'peak of own memory, MB'], rows)}\n\nWith an allocator that keeps nothing "
+            f"(`MALLOC_MMAP_THRESHOLD_=1048576`) the feed holds {_s(of['more_batches'])} batches of "
+            f"{of['batch_mb']:.1f} MB beyond the step on one batch in memory; pages of the store that are mapped, and "
+            "that the kernel drops where memory is short, come on top."
         )
     if "workers" in result:
         of = result["workers"]
         rows = [[name, _s(of["cases_per_s"][name])] for name in ("1", "2")]
-        made["engine-workers"] = "\n".join(
-            [
-                _table(["workers, a core each", "cases/s"], rows),
-                "",
-                f"Two workers over twice one: {_s(of['efficiency'])}. {note}",
-            ]
+        made["workers"] = (
+            f"{table(['workers, a core each', 'cases/s'], rows)}\n\nTwo workers over twice one: {_s(of['efficiency'])}."
         )
     if "checkpoint" in result:
         of = result["checkpoint"]
-        made["engine-checkpoint"] = (
+        made["checkpoint"] = (
             f"A checkpoint stops training for {_s(of['blocked_seconds'])} s and takes {_s(of['cpu_seconds_beside'])} s "
             f"of a core beside it: {100 * of['share']['median']:.2f} % of an epoch of {of['epoch_seconds']:.0f} s "
-            f"({of['cases']} cases, {about['cores']} cores). {note}"
+            f"({of['cases']} cases, {on['cores']} cores)."
         )
     if "recovery" in result:
         of = result["recovery"]
-        made["engine-recovery"] = (
-            f"From SIGKILL of one of two workers to the next step: {_s(spread(of['seconds']))} s "
-            f"({of['kills']} kills). {note}"
+        made["recovery"] = (
+            f"From SIGKILL of one of two workers to the next step: {_s(spread(of['seconds']))} s ({of['kills']} kills)."
         )
     if "soak" in result:
         of = result["soak"]
-        spilled = "spilled" if of["spilled"] else "spilled nothing"
-        made["engine-soak"] = (
+        made["soak"] = (
             f"{of['steps']:,} steps of a tiny model on a Ray worker: {of['early_mb']:.1f} MB of its own after warm-up, "
             f"{of['late_mb']:.1f} MB at the end ({100 * of['growth']:+.2f} %); it read at most "
-            f"{of['object_store_mb']:.0f} MB of Ray's object store, which {spilled}. {note}"
+            f"{of['object_store_mb']:.0f} MB of Ray's object store, which spilled{'' if of['spilled'] else ' nothing'}."
         )
-    return made
+    note = f"{on['cpu']}, {on['cores']} cores, torch {on['torch']}, {result['date']}: `{command}`."
+    return {f"engine-{name}": f"{text} {note}" for name, text in made.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small and soon done: shows that it works, not how fast")
-    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part alone; may be repeated")
-    parser.add_argument("--out", type=Path, help="write the results as JSON")
-    parser.add_argument("--docs", action="store_true", help="put the tables into docs/performance.md")
-    options = parser.parse_args()
-    scale, parts = QUICK if options.quick else Scale(), options.only or list(PARTS)
-    result: Found = {"date": datetime.date.today().isoformat(), "machine": machine(), "scale": asdict(scale)}
+    asks = parser(__doc__, "quick", "out", "docs")
+    asks.add_argument("--only", choices=PARTS, action="append", help="measure this part alone; may be repeated")
+    options = asks.parse_args()
+    scale = QUICK if options.quick else Scale()
+    result = heading(asdict(scale))
     with tempfile.TemporaryDirectory(prefix="engine-benchmark-") as place:
         folder = Path(place)
         store = make_store(folder, scale)
-        for part in parts:
+        for part in options.only or PARTS:
             result[part] = globals()[part](scale, store, folder)
-            print(f"{part}: done", file=sys.stderr, flush=True)
-    if options.out is not None:
+            done(part)
+    if options.out:
         write_json(options.out, result)
     command = "python -m benchmarks.engine" + (" --quick" if options.quick else "")
-    for name, text in sections(result, command).items():
-        print(f"\n## {name}\n\n{text}")
-        if options.docs:
-            replace_section(DOCS, name, text)
+    publish(sections(result, command), options.docs)
 
 
 def _cores() -> set[int]:
     return os.sched_getaffinity(0)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
-def _s(of: dict[str, float]) -> str:
-    return f"{of['median']:.3g} ({of['min']:.3g} to {of['max']:.3g})"
+def _s(of: Spread) -> str:
+    return span(of, ".3g")
 
 
 if __name__ == "__main__":

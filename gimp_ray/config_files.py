@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def merge(tree: dict[str, Any], changes: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             merge(tree[key], value)
         else:
-            tree[key] = dict(value) if isinstance(value, dict) else value
+            tree[key] = copy.deepcopy(value)
 
 
 def _described(section: type[Section], prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -124,3 +124,9 @@ def test_a_residual_kernel_is_odd_or_none(kernel: str) -> None:
     with pytest.raises(ConfigError, match=r"model\.residual_kernel"):
         load_config(None, {"model.residual_kernel": kernel})
     assert load_config(None, {"model.residual_kernel": "0"}).model.residual_kernel == 0
+
+
+def test_a_base_is_not_changed_by_what_is_laid_over_it() -> None:
+    base = {"genes": {"train": {"epochs": 3}}}
+    load_config(None, {"genes.train.epochs": 1}, base=base)
+    assert base == {"genes": {"train": {"epochs": 3}}}

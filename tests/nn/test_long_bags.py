@@ -160,7 +160,7 @@ MEASURE = """
 import json, sys
 from pathlib import Path
 import torch
-from gimp_ray.models import PatchAggregator
+from gimp_ray.nn.aggregator import PatchAggregator
 
 def resident(field):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(field))

@@ -118,7 +118,10 @@ def with_stored_rows(table: CaseTable, existing: Existing, stems: Collection[str
         for store_table, names in ((stored_cases, stored_cases.column_names[2:]), (store.slides, extra_of_slides))
         for name in names
     ]
-    stored = pa.Table.from_pylist([row[2] for row in rows], schema=pa.schema(extra))
+    if extra:
+        stored = pa.Table.from_pylist([row[2] for row in rows], schema=pa.schema(extra))
+    else:  # a table without columns would have no rows either
+        stored = pa.table({field.name: pa.nulls(len(rows), field.type) for field in table.extra.schema})
     ids = None if table.slide_ids is None else [*table.slide_ids, *(row[1] for row in rows)]
     return dataclasses.replace(
         table,

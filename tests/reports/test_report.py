@@ -237,8 +237,8 @@ def test_a_page_on_labels_has_the_means_and_every_label(without_figures: Path) -
 
 
 def test_a_compared_method_is_called_by_its_name(without_figures: Path) -> None:
-    file = without_figures / "config.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"method": {"name": "abmil"}}))
+    file = without_figures / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"method": "ABMIL"}))
     text = write_report(without_figures).read_text()
     assert "ABMIL, a method compared with GiMP" in text and "first a gene encoder" not in text
 

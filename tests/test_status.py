@@ -209,8 +209,10 @@ def there() -> Iterator[fsspec.AbstractFileSystem]:
     """The storage of `memory://`, empty."""
     filesystem = fsspec.filesystem("memory")
     filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]  # else `put` copies into a folder that another test left
     yield filesystem
     filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
 
 
 def test_a_run_in_object_storage_is_read_without_a_copy(

@@ -1,4 +1,4 @@
-"""gimp_ray: gene-induced multimodal pre-training (GiMP, MICCAI 2023) on Ray. The rooms of the package are in
+"""gimp_ray: gene-induced multimodal pre-training (GiMP, MICCAI 2023) on Ray. Its packages are described in
 docs/design.md.
 """
 

@@ -266,3 +266,8 @@ def test_the_same_command_without_stop_after_goes_on(config_file: Path, store_pa
     assert not run.stage_done("pretrain")
     assert gimp("pretrain", "--run", run.path).exit_code == 0
     assert run.stage_done("pretrain")
+
+
+def test_commands_that_need_no_method_do_not_wait_for_torch() -> None:
+    code = "import sys, gimp_ray.cli.commands, gimp_ray.ingest.ingest; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

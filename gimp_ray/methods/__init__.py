@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
 from gimp_ray.errors import ConfigError
-from gimp_ray.methods.base import Method
+
+if TYPE_CHECKING:  # it imports torch, which commands without a method need not wait for
+    from gimp_ray.methods.base import Method
 
 
 @functools.cache
@@ -17,6 +20,8 @@ def find(name: str) -> Method:
     Raises:
         ConfigError: there is no such module, or it has no METHOD.
     """
+    from gimp_ray.methods.base import Method
+
     module = name if "." in name else f"{__name__}.{name}"
     try:
         found = importlib.import_module(module)
@@ -37,6 +42,8 @@ def find(name: str) -> Method:
 
 def available() -> dict[str, Method]:
     """The methods of this package by their names."""
+    from gimp_ray.methods.base import Method
+
     modules = {one.name: importlib.import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__)}
     return {
         name: module.METHOD for name, module in modules.items() if isinstance(getattr(module, "METHOD", None), Method)

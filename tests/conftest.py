@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from hypothesis import settings
 
@@ -102,6 +104,17 @@ def store_path(cohort_sources: Path, tmp_path_factory: pytest.TempPathFactory) -
 def tiny(store_path: Path, tmp_path: Path) -> Config:
     """A config that trains every stage in seconds, without Ray."""
     return load_config(None, {"store": str(store_path), "run": str(tmp_path / "run")}, base=TINY)
+
+
+@pytest.fixture
+def there() -> Iterator[fsspec.AbstractFileSystem]:
+    """The storage of `memory://`, empty."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]  # else `put` copies into a folder that another test left
+    yield filesystem
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
 
 
 def changed(config: Config, **overrides: Any) -> Config:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -202,17 +201,6 @@ def test_what_is_not_there_or_cannot_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="record cannot be read") as refused:
         run_status(str(tmp_path))
     assert str(refused.value.file).endswith("run.json")
-
-
-@pytest.fixture
-def there() -> Iterator[fsspec.AbstractFileSystem]:
-    """The storage of `memory://`, empty."""
-    filesystem = fsspec.filesystem("memory")
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]  # else `put` copies into a folder that another test left
-    yield filesystem
-    filesystem.store.clear()
-    filesystem.pseudo_dirs[:] = [""]
 
 
 def test_a_run_in_object_storage_is_read_without_a_copy(

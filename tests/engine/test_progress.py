@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +186,6 @@ def test_a_log_that_cannot_be_read_now_is_read_later(
     with following(run, ["pretrain"], console=terminal(out)):
         append(run.metrics_log("pretrain"), line(4))
         out.shows("4/?")
-
-
-@pytest.fixture
-def there() -> Iterator[fsspec.AbstractFileSystem]:
-    """The storage of `memory://`, empty."""
-    filesystem = fsspec.filesystem("memory")
-    filesystem.store.clear()
-    yield filesystem
-    filesystem.store.clear()
 
 
 def test_of_a_run_in_object_storage_the_newer_of_copy_and_object_is_shown(

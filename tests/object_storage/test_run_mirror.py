@@ -6,7 +6,6 @@ import json
 import pickle
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -28,15 +27,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own; another one is another machine."""
     monkeypatch.setenv("GIMP_RAY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def there() -> Iterator[fsspec.AbstractFileSystem]:
-    """The storage of `memory://`, empty."""
-    filesystem = fsspec.filesystem("memory")
-    filesystem.store.clear()
-    yield filesystem
-    filesystem.store.clear()
 
 
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str = URI) -> RunFolder:

@@ -11,9 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gimp_ray.errors import ConfigError
 from gimp_ray.evaluation import classification_metrics
@@ -24,25 +22,9 @@ Record = dict[str, Any]
 PICKING = {"class": ("accuracy", "auroc", "loss"), "labels": ("auroc", "loss"), "survival": ("cindex", "loss")}
 
 
-def case_record(case_id: str, label: int, logits_C: Tensor) -> Record:
-    """A case's record of a classifier; probabilities in float64."""
-    return {
-        "case_id": case_id,
-        "label": int(label),
-        "predictions": torch.softmax(logits_C.double(), dim=-1).cpu().tolist(),
-    }
-
-
 def by_case(records: list[Record]) -> list[Record]:
     """Records sorted by case id, one a case."""
     return [record for _, record in sorted({record["case_id"]: record for record in records}.items())]
-
-
-def validation_figures(records: list[Record]) -> dict[str, float]:
-    """Figures of a classifier's records: `class_figures`."""
-    ordered = by_case(records)
-    labels = np.array([record["label"] for record in ordered])
-    return class_figures(labels, np.array([record["predictions"] for record in ordered]))
 
 
 def class_figures(labels_N: NDArray[np.int64], p_NC: NDArray[np.float64]) -> dict[str, float]:
